@@ -1,0 +1,51 @@
+"""Neural networks as pure functions on JAX, with a hand-written backward that can be trusted.
+
+Parameters are `[(W, b), ...]`; `forward(params, x)` and a hand-written `backward(params, x, y)` are jitted, compose
+with every JAX transformation, and are compared with `jax.grad`.
+
+>>> import jax, jax.numpy as jnp, funcnet
+>>> params = funcnet.init(jax.random.key(0), (4, 8, 3))
+>>> x, y = jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
+>>> grads = funcnet.backward(params, x, y)
+>>> [(dW.shape, db.shape) for dW, db in grads]
+[((4, 8), (8,)), ((8, 3), (3,))]
+"""
+
+from funcnet.activations import (
+    Activation,
+    elu,
+    gelu,
+    identity,
+    leaky_relu,
+    relu,
+    sigmoid,
+    silu,
+    softplus,
+    tanh,
+)
+from funcnet.initializers import (
+    glorot_normal,
+    glorot_uniform,
+    he_normal,
+    he_uniform,
+    lecun_normal,
+    standard_normal,
+    uniform,
+    zeros,
+)
+from funcnet.losses import Loss, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
+from funcnet.mlp import (
+    Params,
+    Trace,
+    backward,
+    count_parameters,
+    forward,
+    forward_trace,
+    init,
+    objective,
+    predict,
+    summary,
+    value_and_backward,
+)
+
+__version__ = "0.1.0"

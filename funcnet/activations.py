@@ -1,0 +1,170 @@
+"""Activations: each an elementwise function and, beside it, its derivative.
+
+A derivative takes `(z, a)` with `a = fn(z)`, so that a rule can use whichever of the two is cheaper or
+more accurate. At a kink every function here takes the derivative **from the left**: `relu'(0) = 0`, as in
+`jax.nn.relu`, and `leaky_relu'(0) = slope`, as in PyTorch. The functions are written with `where` rather than
+`maximum` so that `jax.grad` takes the same side (the gradient of `jnp.maximum(z, 0)` at 0 is 1/2), and so that
+NaN stays NaN. A new activation is a new value: `Activation("square", lambda z: z * z, lambda z, a: 2 * z)`,
+made once, at module level, because every fresh function is a fresh trace.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Activation(NamedTuple):
+    """An elementwise function with its hand-written derivative.
+
+    Attributes:
+      name: what errors, summaries and files call it.
+      fn: `z -> a`, elementwise.
+      deriv: `(z, a) -> da/dz`, elementwise, `a` being `fn(z)`.
+
+    >>> relu.fn(jnp.array([-1.0, 0.0, 2.0]))
+    Array([0., 0., 2.], dtype=float32)
+    >>> relu.deriv(jnp.array([-1.0, 0.0, 2.0]), None)
+    Array([0., 0., 1.], dtype=float32)
+    """
+
+    name: str
+    fn: Callable[[Array], Array]
+    deriv: Callable[[Array, Array], Array]
+
+
+def _clip_infinities(z: Array) -> Array:
+    """Replace ±inf by the largest finite numbers, so that `z * 0` in a far tail is 0 and not NaN."""
+    limits = jnp.finfo(z.dtype)
+    return jnp.clip(z, limits.min, limits.max)
+
+
+identity = Activation("identity", lambda z: z, lambda z, a: jnp.ones_like(z))
+"""`a = z`. The default output: a loss takes logits."""
+
+relu = Activation(
+    "relu",
+    lambda z: jnp.where(z <= 0, 0.0, z),
+    lambda z, a: jnp.where(z <= 0, 0.0, jnp.ones_like(z)),
+)
+"""`a = max(z, 0)`; Nair and Hinton, ICML 2010. `relu'(0) = 0`."""
+
+
+@functools.cache
+def leaky_relu(slope: float = 0.01) -> Activation:
+    """`a = z` for `z > 0`, else `slope * z`; Maas, Hannun and Ng, ICML 2013.
+
+    Cached, so that two calls with one slope are one static value and one trace.
+
+    Args:
+      slope: a finite Python number.
+
+    Returns:
+      The activation, named `leaky_relu(slope)`; its derivative at 0 is `slope`.
+
+    Raises:
+      ValueError: the slope is not a finite number.
+
+    >>> leaky_relu(0.1).fn(jnp.array([-1.0, 2.0]))
+    Array([-0.1,  2. ], dtype=float32)
+    >>> leaky_relu(0.1) is leaky_relu(0.1)
+    True
+    """
+    slope = float(slope)
+    if not math.isfinite(slope):
+        raise ValueError(f"leaky_relu: slope is {slope}, expected a finite number")
+    return Activation(
+        f"leaky_relu({slope!r})",
+        lambda z: jnp.where(z <= 0, slope * z, z),
+        lambda z, a: jnp.where(z <= 0, slope, jnp.ones_like(z)),
+    )
+
+
+sigmoid = Activation(
+    "sigmoid",
+    jax.nn.sigmoid,
+    lambda z, a: a * jax.nn.sigmoid(-z),  # a (1 - a) is already 0 at z = 17, where the slope is 4e-8
+)
+"""`a = 1 / (1 + exp(-z))`, with `a' = s(z) s(-z)`."""
+
+tanh = Activation(
+    "tanh",
+    jnp.tanh,
+    lambda z, a: 4 * jax.nn.sigmoid(2 * z) * jax.nn.sigmoid(-2 * z),  # = sech^2 z; 1 - a^2 loses the tails
+)
+"""`a = tanh z`, with `a' = 1 - a^2 = 4 s(2z) s(-2z)`, `s` the sigmoid."""
+
+softplus = Activation("softplus", lambda z: jnp.logaddexp(z, 0.0), lambda z, a: jax.nn.sigmoid(z))
+"""`a = log(1 + exp z)`; Dugas et al., NIPS 2000."""
+
+
+def _elu(z: Array) -> Array:
+    return jnp.where(z > 0, z, jnp.expm1(jnp.where(z > 0, 0.0, z)))  # the inner `where`: expm1(89) is inf
+
+
+elu = Activation("elu", _elu, lambda z, a: jnp.exp(jnp.where(z > 0, 0.0, z)))
+"""`a = z` for `z > 0`, else `exp(z) - 1`; Clevert, Unterthiner and Hochreiter, ICLR 2016, with alpha = 1."""
+
+
+def _silu(z: Array) -> Array:
+    return _clip_infinities(z) * jax.nn.sigmoid(z)
+
+
+def _silu_deriv(z: Array, a: Array) -> Array:
+    s = jax.nn.sigmoid(z)
+    return s + _clip_infinities(z) * s * jax.nn.sigmoid(-z)
+
+
+silu = Activation("silu", _silu, _silu_deriv)
+"""`a = z s(z)`, `s` the sigmoid; Elfwing, Uchibe and Doya, Neural Networks 2018."""
+
+
+def _normal_cdf(z: Array) -> Array:
+    return jax.lax.erfc(z * -math.sqrt(0.5)) / 2
+
+
+def _gelu(z: Array) -> Array:
+    return _clip_infinities(z) * _normal_cdf(z)
+
+
+def _gelu_deriv(z: Array, a: Array) -> Array:
+    z = _clip_infinities(z)
+    normal_pdf = jnp.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return _normal_cdf(z) + z * normal_pdf
+
+
+gelu = Activation("gelu", _gelu, _gelu_deriv)
+"""`a = z P(Z <= z)`, `Z` standard normal: the exact form, not the tanh one; Hendrycks and Gimpel, 2016."""
+
+SHIPPED = (identity, relu, leaky_relu(), sigmoid, tanh, softplus, elu, silu, gelu)
+
+
+def from_name(name: str) -> Activation:
+    """The shipped activation of that name, as a command line or a file gives it.
+
+    Args:
+      name: `relu`, `tanh`, ..., `leaky_relu` (slope 0.01) or `leaky_relu(0.2)`.
+
+    Returns:
+      The activation.
+
+    Raises:
+      ValueError: there is none of that name; the message lists those there are.
+
+    >>> from_name("leaky_relu(0.2)") is leaky_relu(0.2)
+    True
+    """
+    by_name = {activation.name: activation for activation in SHIPPED} | {"leaky_relu": leaky_relu()}
+    if name in by_name:
+        return by_name[name]
+    if name.startswith("leaky_relu(") and name.endswith(")"):
+        try:
+            return leaky_relu(float(name[len("leaky_relu(") : -1]))
+        except ValueError:
+            pass  # not a slope: the message below says what would be
+    known = ", ".join(sorted(by_name.keys() - {leaky_relu().name}))
+    raise ValueError(f"unknown activation {name!r}, expected one of {known} or leaky_relu(SLOPE)")

@@ -1,0 +1,140 @@
+"""Losses: each a function of the network's output and the target and, beside it, its own delta.
+
+Targets with an integer dtype are class ids of shape `(...)`; targets with a floating dtype are shaped like the
+output, `(..., K)`. Under jit an id outside `[0, K)` cannot raise: it gives a NaN loss **and** a NaN gradient,
+where JAX's indexing would silently take a neighbouring class.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Loss(NamedTuple):
+    """A loss per sample with its hand-written derivative.
+
+    Attributes:
+      name: what errors, summaries and files call it.
+      fn: `(out, y) -> loss`, from `(..., K)` to `(...)`; no mean over samples, that is `objective`'s.
+      delta: `(out, y) -> d fn / d out`, shaped like `out`.
+      predict: `out -> prediction`: probabilities, or `out` itself for regression.
+
+    >>> out, y = jnp.array([[2.0, 1.0]]), jnp.array([0])
+    >>> softmax_cross_entropy.fn(out, y)
+    Array([0.3132617], dtype=float32)
+    >>> softmax_cross_entropy.delta(out, y)
+    Array([[-0.26894143,  0.2689414 ]], dtype=float32)
+    """
+
+    name: str
+    fn: Callable[[Array, Array], Array]
+    delta: Callable[[Array, Array], Array]
+    predict: Callable[[Array], Array]
+
+
+def is_class_ids(y: Array) -> bool:
+    """Whether targets are class ids, of an integer dtype, rather than values, of a floating one."""
+    return jnp.issubdtype(y.dtype, jnp.integer)
+
+
+def _one_hot(y: Array, K: int, dtype: jnp.dtype) -> Array:
+    """`(...) -> (..., K)`: class ids as targets; a row of NaN for an id outside `[0, K)`."""
+    y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # an int8 could not count to K
+    in_range = (y >= 0) & (y < K)
+    return jnp.where(in_range[..., None], jax.nn.one_hot(y, K, dtype=dtype), jnp.nan)
+
+
+def _softmax_targets(out: Array, y: Array) -> Array:
+    return _one_hot(y, out.shape[-1], out.dtype) if is_class_ids(y) else y
+
+
+def _softmax_cross_entropy(out: Array, y: Array) -> Array:
+    y = _softmax_targets(out, y)
+    return -jnp.sum(jnp.where(y == 0, 0.0, y * jax.nn.log_softmax(out)), -1)  # 0 log 0 = 0
+
+
+def _softmax_cross_entropy_delta(out: Array, y: Array) -> Array:
+    y = _softmax_targets(out, y)
+    return jnp.sum(y, -1, keepdims=True) * jax.nn.softmax(out) - y
+
+
+softmax_cross_entropy = Loss(
+    "softmax_cross_entropy", _softmax_cross_entropy, _softmax_cross_entropy_delta, jax.nn.softmax
+)
+"""`-sum_k y_k log softmax(out)_k`, `delta = sum(y) softmax(out) - y`: multi-class, `out` being logits.
+
+Soft targets need not sum to one. Bishop, Pattern Recognition and Machine Learning, 2006, equations 4.108 and 4.109.
+"""
+
+
+def _sigmoid_targets(out: Array, y: Array) -> Array:
+    if not is_class_ids(y):
+        return y
+    K = out.shape[-1]
+    return _one_hot(y, 2, out.dtype)[..., 1:] if K == 1 else _one_hot(y, K, out.dtype)  # 1: the id is the target
+
+
+def _sigmoid_cross_entropy(out: Array, y: Array) -> Array:
+    y = _sigmoid_targets(out, y)
+    return jnp.sum(y * jnp.logaddexp(-out, 0.0) + (1 - y) * jnp.logaddexp(out, 0.0), -1)
+
+
+def _sigmoid_cross_entropy_delta(out: Array, y: Array) -> Array:
+    y = _sigmoid_targets(out, y)
+    return (1 - y) * jax.nn.sigmoid(out) - y * jax.nn.sigmoid(-out)  # = s(out) - y, accurate in both tails
+
+
+sigmoid_cross_entropy = Loss(
+    "sigmoid_cross_entropy", _sigmoid_cross_entropy, _sigmoid_cross_entropy_delta, jax.nn.sigmoid
+)
+"""`-sum_k [y_k log s(out_k) + (1 - y_k) log(1 - s(out_k))]`, `delta = s(out) - y`: binary or multi-label logits.
+
+Class ids are 0 or 1 with one output, and stand for their one-hot row with more. Both logarithms are softplus,
+`-log s(z) = log(1 + exp(-z))`. Bishop 2006, equations 4.90 and 4.91.
+"""
+
+
+def _squared_error_targets(out: Array, y: Array) -> Array:
+    if not is_class_ids(y):
+        return y
+    if out.shape[-1] == 1:
+        raise ValueError(
+            f"squared_error: y has dtype {y.dtype}, so it holds class ids, but the network has one output; "
+            "for regression pass floating targets of shape (..., 1)"
+        )
+    return _one_hot(y, out.shape[-1], out.dtype)
+
+
+def _squared_error(out: Array, y: Array) -> Array:
+    return jnp.sum((out - _squared_error_targets(out, y)) ** 2, -1)
+
+
+def _squared_error_delta(out: Array, y: Array) -> Array:
+    return 2 * (out - _squared_error_targets(out, y))
+
+
+squared_error = Loss("squared_error", _squared_error, _squared_error_delta, lambda out: out)
+"""`|out - y|^2` per sample, the squared L2 norm without 1/2, `delta = 2 (out - y)`: regression.
+
+Class ids stand for their one-hot row.
+"""
+
+SHIPPED = (softmax_cross_entropy, sigmoid_cross_entropy, squared_error)
+
+
+def from_name(name: str) -> Loss:
+    """The shipped loss of that name.
+
+    Raises:
+      ValueError: there is none of that name; the message lists those there are.
+
+    >>> from_name("squared_error") is squared_error
+    True
+    """
+    by_name = {loss.name: loss for loss in SHIPPED}
+    if name not in by_name:
+        raise ValueError(f"unknown loss {name!r}, expected one of {', '.join(by_name)}")
+    return by_name[name]
