@@ -63,15 +63,16 @@ def check_input(params: Any, x: Array) -> None:
 
 def check_activations(hidden: Any, output: Any, L: int) -> tuple[Activation, ...]:
     """The `L` activations of the layers, in order, from one hidden activation or a tuple of `L - 1`."""
-    if isinstance(hidden, Activation):
+    if isinstance(hidden, Activation) or not isinstance(hidden, tuple):
         hidden = (hidden,) * (L - 1)
-    if not isinstance(hidden, tuple) or len(hidden) != L - 1:
+    if len(hidden) != L - 1:
         raise ValueError(f"hidden is {_describe(hidden)}, expected an Activation or a tuple of {L - 1} of them, "
                          f"one for each hidden layer of {L} layers")  # fmt: skip
     for l, activation in enumerate((*hidden, output), 1):
         if not isinstance(activation, Activation):
-            hint = f"; did you mean {activation.__name__}()?" if callable(activation) else ""
-            raise ValueError(f"layer {l}: the activation is {_describe(activation)}, expected an Activation{hint}")
+            hint = ": a function alone has no derivative (and leaky_relu is called: leaky_relu(0.01))"
+            raise ValueError(f"layer {l}: the activation is {_describe(activation)}, expected an Activation"
+                             f"{hint if callable(activation) else ''}")  # fmt: skip
     return (*hidden, output)
 
 

@@ -1,0 +1,20 @@
+"""Libraries that only a part of funcnet needs: imported where they are used, and asked for by name."""
+
+import importlib
+from types import ModuleType
+
+
+def import_extra(module: str, extra: str = "train") -> ModuleType:
+    """Import a module of an optional dependency.
+
+    Raises:
+      ImportError: it is not installed; the message is the command that installs it.
+
+    >>> import_extra("no_such_library.part")
+    Traceback (most recent call last):
+    ImportError: no_such_library is not installed: pip install 'funcnet[train]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module.split('.')[0]} is not installed: pip install 'funcnet[{extra}]'") from error

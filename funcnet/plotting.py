@@ -1,0 +1,130 @@
+"""Pictures of training and of networks. Each function returns a matplotlib `Figure`, for the caller to save.
+
+No global state: no `pyplot`, no style sheet left behind. Colours are told apart by the colour-blind and in print
+(Okabe and Ito 2008; viridis).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from funcnet.extras import import_extra
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
+_STYLES = ({"color": BLUE}, {"color": ORANGE, "linestyle": "--"})
+
+
+def _figure(width: float, height: float, title: str) -> Any:
+    figure = import_extra("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title)
+    return figure
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> Any:
+    """Loss and error rate by epoch, for training and, where there is one, validation.
+
+    Args:
+      history: one mapping per epoch, with `train_loss`, `train_accuracy` and maybe `validation_loss`,
+        `validation_accuracy`.
+
+    Returns:
+      The figure.
+    """
+    sets = [name for name in ("train", "validation") if history and f"{name}_loss" in history[0]]
+    figure = _figure(8, 3.2, "Learning curves: the gap between the two sets is overfitting")
+    left, right = figure.subplots(1, 2)
+    epochs = np.arange(1, len(history) + 1)
+    for name, style in zip(sets, _STYLES, strict=False):
+        left.plot(epochs, [row[f"{name}_loss"] for row in history], marker=".", label=name, **style)
+        errors = [100 * (1 - row[f"{name}_accuracy"]) for row in history]
+        right.plot(epochs, errors, marker=".", label=name, **style)
+    for axes, label in ((left, "mean loss (nats)"), (right, "error rate (%)")):
+        axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def confusion_matrix(counts: ArrayLike) -> Any:
+    """Who is taken for whom: true classes down, predicted across, errors coloured.
+
+    Args:
+      counts: `(K, K)` integers, `counts[true, predicted]`.
+
+    Returns:
+      The figure.
+    """
+    counts = np.asarray(counts)
+    K = len(counts)
+    errors = np.where(np.eye(K, dtype=bool), 0, counts)
+    accuracy = np.trace(counts) / max(counts.sum(), 1)
+    figure = _figure(6.4, 6, f"Confusion matrix: {accuracy:.2%} right, {errors.sum():,} of {counts.sum():,} wrong")
+    axes = figure.subplots()
+    axes.imshow(errors, cmap="Oranges", vmax=max(errors.max(), 1) * 1.5)
+    for true, predicted in np.ndindex(K, K):
+        weight, color = ("bold", BLUE) if true == predicted else ("normal", "black")
+        if counts[true, predicted]:
+            axes.text(predicted, true, counts[true, predicted], ha="center", va="center", fontsize=9,
+                      weight=weight, color=color)  # fmt: skip
+    axes.set(xlabel="predicted class", ylabel="true class", xticks=range(K), yticks=range(K))
+    return figure
+
+
+def worst_mistakes(x: ArrayLike, y: ArrayLike, p: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any:
+    """The samples whose true class got the smallest probability, worst first.
+
+    Args:
+      x: images `(N, pixels)`, square.
+      y: class ids `(N,)`.
+      p: probabilities `(N, K)`.
+      rows: of the grid.
+      columns: of the grid.
+
+    Returns:
+      The figure; each image is titled `true -> predicted` with the probability of either.
+    """
+    x, y, p = np.asarray(x), np.asarray(y), np.asarray(p)
+    predicted = p.argmax(1)
+    right, taken = p[np.arange(len(y)), y], p.max(1)
+    worst = np.argsort(right)[: rows * columns]
+    worst = worst[predicted[worst] != y[worst]]
+    titles = [f"{y[i]}\N{RIGHTWARDS ARROW}{predicted[i]}\n{right[i]:.0e} | {taken[i]:.0%}" for i in worst]
+    figure = _figure(1.15 * columns, 1.45 * rows + 0.6, "Worst mistakes: true\N{RIGHTWARDS ARROW}predicted, "
+                     "and the probability given to either")  # fmt: skip
+    return _grid(figure, x[worst], titles, rows, columns, "gray_r")
+
+
+def first_layer_weights(W: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any:
+    """The incoming weights of the hidden units with the largest norms, as images.
+
+    Args:
+      W: `(pixels, n_1)`, square images.
+      rows: of the grid.
+      columns: of the grid.
+
+    Returns:
+      The figure; blue is negative, red positive, white zero, one scale for all.
+    """
+    W = np.asarray(W, dtype=np.float32)
+    strongest = np.argsort(-np.linalg.norm(W, axis=0))[: rows * columns]
+    images = W[:, strongest].T
+    limit = float(np.abs(images).max(initial=1e-12))
+    figure = _figure(1.15 * columns, 1.2 * rows + 0.6, f"First-layer weights of the {len(strongest)} units with the "
+                     f"largest norms: blue {-limit:.2f}, white 0, red {limit:.2f}")  # fmt: skip
+    return _grid(figure, images, [f"unit {i}" for i in strongest], rows, columns, "RdBu_r", -limit, limit)
+
+
+def _grid(figure, images, titles, rows, columns, cmap, vmin=None, vmax=None) -> Any:
+    side = round(np.sqrt(images.shape[1]))
+    if side * side != images.shape[1]:
+        raise ValueError(f"images have {images.shape[1]} pixels, expected a square number")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, title in zip(grid.flat, images, titles, strict=False):
+        axes.imshow(image.reshape(side, side), cmap=cmap, vmin=vmin, vmax=vmax)
+        axes.set_title(title, fontsize=8)
+    return figure

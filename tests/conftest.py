@@ -1,0 +1,41 @@
+"""The strict house: no implicit promotion of ranks or dtypes, every warning an error, four CPU devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """The name of a dtype, with what it needs switched on."""
+    with enable_x64(request.param == "float64"):
+        yield request.param
+
+
+@pytest.fixture
+def x64():
+    with enable_x64(True):
+        yield
+
+
+def enable_x64(on):
+    return jax.enable_x64(on) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64(on)
+
+
+@pytest.fixture
+def mnist():
+    """The real MNIST, never downloaded by a test."""
+    from funcnet import datasets
+
+    folder = os.environ.get("FUNCNET_DATA")
+    if not folder:
+        if os.environ.get("CI"):
+            pytest.fail("FUNCNET_DATA does not name the folder of the MNIST files, and this is CI")
+        pytest.skip("FUNCNET_DATA does not name the folder of the MNIST files")
+    return datasets.load_mnist(folder)

@@ -1,0 +1,220 @@
+"""`backward` against `jax.grad(objective)`, against NumPy's complex step, and under every transformation."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import funcnet
+from funcnet import activations, losses
+
+LEADING = [(), (7,), (3, 5)]
+
+
+def make_case(seed, sizes, leading, dtype, *, weighted, masked, soft=False):
+    """Arguments of `backward`, drawn by NumPy: `(params, x, y)` and a dictionary."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(*leading, sizes[0])).astype(dtype)
+    K = sizes[-1]
+    y = rng.uniform(size=(*leading, K)).astype(dtype) if soft else rng.integers(0, K, leading).astype(np.int32)
+    arrays = {}
+    if weighted:
+        arrays["sample_weight"] = rng.uniform(0.1, 1, size=leading).astype(dtype)
+    if masked:
+        kept = [rng.uniform(size=(*leading, n)) < 0.8 for n in sizes[:-1]]
+        arrays["masks"] = [(mask / 0.8).astype(dtype) for mask in kept]
+    return (oracle.network(seed, sizes, dtype), x, y), arrays
+
+
+def worst_error(cases, **statics):
+    """The largest error in eps of `backward` against `jax.grad`, over many cases compiled as one program."""
+
+    @jax.jit
+    def both(cases):
+        return [
+            (funcnet.backward(*args, **arrays, **statics), jax.grad(funcnet.objective)(*args, **arrays, **statics))
+            for args, arrays in cases
+        ]
+
+    worst = 0.0
+    for ((params, _, _), _), (by_hand, by_jax) in zip(cases, both(cases), strict=True):
+        assert jax.tree.structure(by_hand) == jax.tree.structure(by_jax) == jax.tree.structure(params)
+        for p, g in zip(jax.tree.leaves(params), jax.tree.leaves(by_hand), strict=True):
+            assert (g.shape, g.dtype) == (p.shape, p.dtype)
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(by_hand))
+        worst = max(worst, *oracle.errors_in_eps(by_hand, by_jax))
+    return worst
+
+
+def sizes_of(depth):
+    # Not narrower: with 9 ReLUs a layer, 32 layers map all samples to nearly one point, their deltas cancel in dW,
+    # and the two gradients, both right, differ by over 100 eps of what is left.
+    return (6, *[16] * (depth - 1), 4)
+
+
+@pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
+def test_equals_jax_grad(act, loss, dtype):
+    settings = [((7,), True, True, False), ((3, 5), False, False, True)]
+    cases = [
+        make_case(seed, sizes_of(4), leading, dtype, weighted=weighted, masked=masked, soft=soft)
+        for seed, (leading, weighted, masked, soft) in enumerate(settings)
+    ]
+    assert worst_error(cases, hidden=act, loss=loss) <= 16
+
+
+@pytest.mark.parametrize("depth", [1, 2, 32])
+def test_equals_jax_grad_at_every_depth(depth, dtype):
+    cases = [make_case(depth, sizes_of(depth), leading, dtype, weighted=True, masked=True) for leading in LEADING]
+    assert worst_error(cases) <= (16 if depth <= 4 else 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [1, 2, 4, 32])
+@pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
+def test_equals_jax_grad_everywhere(act, loss, depth, dtype, record_property):
+    cases = [
+        make_case(depth, sizes_of(depth), leading, dtype, weighted=weighted, masked=masked)
+        for leading, weighted, masked in itertools.product(LEADING, (False, True), (False, True))
+    ]
+    worst = worst_error(cases, hidden=act, loss=loss)
+    record_property("worst_eps", worst)
+    assert worst <= (16 if depth <= 4 else 64)
+
+
+@pytest.mark.parametrize("output", [activations.sigmoid, activations.tanh, activations.softplus], ids=lambda a: a.name)
+@pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
+def test_any_loss_works_with_any_output_activation(output, loss, dtype):
+    cases = [make_case(0, (6, 9, 4), (7,), dtype, weighted=True, masked=True, soft=soft) for soft in (False, True)]
+    assert worst_error(cases, hidden=activations.tanh, output=output, loss=loss) <= 16
+
+
+def test_each_hidden_layer_may_have_its_own_activation(dtype):
+    hidden = (activations.relu, activations.gelu, activations.leaky_relu(0.2))
+    cases = [make_case(0, sizes_of(4), (7,), dtype, weighted=False, masked=False)]
+    assert worst_error(cases, hidden=hidden) <= 16
+    (params, x, _), _ = cases[0]
+    a = np.asarray(x, np.float64)
+    for (W, b), f in zip(params, ["relu", "gelu", lambda z: np.where(z > 0, z, 0.2 * z), "identity"], strict=True):
+        a = (oracle.ACTIVATIONS[f] if isinstance(f, str) else f)(a @ W + b)
+    assert max(oracle.errors_in_eps(funcnet.forward(params, x, hidden=hidden), a)) <= 16
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
+def test_equals_the_complex_step(act, loss, soft, x64):
+    args, arrays = make_case(3, (5, 4, 6, 3), (7,), np.float64, weighted=True, masked=True, soft=soft)
+    by_hand = funcnet.backward(*args, hidden=act, loss=loss, **arrays)
+    truth = oracle.gradient(*args, hidden=act.name, loss=loss.name, **arrays)
+    assert max(oracle.errors_in_eps(by_hand, truth)) <= 64
+    value = funcnet.objective(*args, hidden=act, loss=loss, **arrays)
+    assert abs(value - oracle.objective(*args, hidden=act.name, loss=loss.name, **arrays)) <= 1e-14 * abs(value)
+
+
+@pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
+def test_mean_of_samples_is_the_batch(loss, dtype):
+    (params, x, y), _ = make_case(0, (20, 16, 4), (32,), dtype, weighted=False, masked=False)
+    rows = jax.vmap(partial(funcnet.backward, loss=loss), (None, 0, 0))(params, x, y)
+    mean = jax.tree.map(lambda g: g.mean(0), rows)
+    assert max(oracle.errors_in_eps(mean, funcnet.backward(params, x, y, loss=loss))) <= 8
+
+
+def test_weights_are_a_weighted_mean(dtype):
+    (params, x, y), arrays = make_case(0, (6, 9, 4), (7,), dtype, weighted=True, masked=False)
+    w = arrays["sample_weight"]
+    rows = jax.vmap(funcnet.backward, (None, 0, 0))(params, x, y)
+    mean = jax.tree.map(lambda g: jnp.tensordot(w, g, 1) / w.sum(), rows)
+    assert max(oracle.errors_in_eps(funcnet.backward(params, x, y, sample_weight=w), mean)) <= 16
+    left_out = np.where(np.arange(7) < 5, 1, 0).astype(dtype)
+    kept = funcnet.backward(params, x[:5], y[:5])
+    assert max(oracle.errors_in_eps(funcnet.backward(params, x, y, sample_weight=left_out), kept)) <= 8
+
+
+def transformed(name, gradient, params, x, y):
+    """A gradient function under a transformation, on 6 samples."""
+    if name == "jit":
+        return jax.jit(gradient)(params, x, y)
+    if name == "vmap":
+        return jax.vmap(gradient, (None, 0, 0))(params, x, y)
+    if name == "vmap over networks":
+        return jax.vmap(gradient, (0, None, None))(jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params), x, y)
+    if name == "scan":
+        return jax.lax.scan(lambda carry, xy: (carry, gradient(params, *xy)), 0, (x, y))[1]
+    if name == "jvp":
+        return jax.jvp(lambda p: gradient(p, x, y), (params,), (jax.tree.map(jnp.cos, params),))[1]
+    if name == "grad":
+        return jax.grad(lambda p: sum(jnp.sum(g**3) for g in jax.tree.leaves(gradient(p, x, y))))(params)
+    if name == "remat":
+        return jax.jit(jax.checkpoint(gradient))(params, x, y)
+    assert name == "disable_jit"
+    with jax.disable_jit():
+        return gradient(params, x, y)
+
+
+@pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
+@pytest.mark.parametrize(
+    "name", ["jit", "vmap", "vmap over networks", "scan", "jvp", "grad", "remat", "disable_jit"]
+)
+def test_equals_jax_grad_under(name, loss, dtype):
+    (params, x, y), _ = make_case(0, (6, 9, 9, 4), (6,), dtype, weighted=False, masked=False)
+    statics = {"hidden": activations.silu, "loss": loss}
+    by_hand = transformed(name, partial(funcnet.backward, **statics), params, x, y)
+    by_jax = transformed(name, jax.grad(partial(funcnet.objective, **statics)), params, x, y)
+    assert max(oracle.errors_in_eps(by_hand, by_jax)) <= 16
+
+
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_a_batch_sharded_over_devices(axis_type):
+    (params, x, y), arrays = make_case(0, (6, 8, 4), (8,), np.float32, weighted=True, masked=True)
+    whole = funcnet.backward(params, x, y, **arrays)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType[axis_type],))
+
+    def put(a, *spec):
+        return jax.device_put(a, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
+
+    with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(mesh):
+        params, batch = put(params), put((x, y, arrays), "data")
+        sharded = funcnet.backward(params, batch[0], batch[1], **batch[2])
+        by_jax = jax.grad(funcnet.objective)(params, batch[0], batch[1], **batch[2])
+    assert max(oracle.errors_in_eps(sharded, whole)) <= 16
+    assert max(oracle.errors_in_eps(sharded, by_jax)) <= 16
+    assert all(g.sharding.is_fully_replicated for g in jax.tree.leaves(sharded))
+
+
+@pytest.mark.parametrize("compute_dtype", [jnp.bfloat16, "float16"])
+def test_compute_dtype_is_for_products_only(compute_dtype):
+    (params, x, y), _ = make_case(0, (20, 16, 16, 4), (64,), np.float32, weighted=False, masked=False)
+    exact = funcnet.backward(params, x, y)
+    for by in (funcnet.backward, jax.grad(funcnet.objective)):
+        fast = by(params, x, y, compute_dtype=compute_dtype)
+        assert all(g.dtype == np.float32 for g in jax.tree.leaves(fast))
+        eps = float(jnp.finfo(compute_dtype).eps)
+        for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(exact), strict=True):
+            assert 0 < np.linalg.norm(a - b) <= eps * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("half", [jnp.float16, jnp.bfloat16])
+def test_half_precision_parameters(half):
+    (params, x, y), _ = make_case(0, (20, 16, 16, 4), (64,), np.float32, weighted=False, masked=False)
+    params = jax.tree.map(lambda p: jnp.asarray(p, half), params)
+    rounded = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    x = x.astype(half)
+    by_hand, exact = funcnet.backward(params, x, y), funcnet.backward(rounded, x.astype(np.float32), y)
+    assert funcnet.forward(params, x).dtype == np.float32
+    for g, e in zip(jax.tree.leaves(by_hand), jax.tree.leaves(exact), strict=True):
+        assert g.dtype == half
+        assert np.linalg.norm(g.astype(jnp.float32) - e) <= float(jnp.finfo(half).eps) * np.linalg.norm(e)
+
+
+def test_the_dtype_of_the_parameters_decides(x64):
+    (params, x, y), _ = make_case(0, (6, 9, 4), (7,), np.float64, weighted=True, masked=True, soft=True)
+    params = jax.tree.map(lambda p: p.astype(np.float32), params)
+    assert funcnet.forward(params, x).dtype == np.float32
+    for by in (funcnet.backward, jax.grad(funcnet.objective)):
+        assert all(g.dtype == np.float32 for g in jax.tree.leaves(by(params, x, y)))
