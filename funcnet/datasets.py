@@ -162,7 +162,9 @@ def _parse_idx(file: BinaryIO | gzip.GzipFile, path: Path, max_bytes: int) -> np
     data = file.read(expected + 1)
     if len(data) != expected:
         got = f"only {len(data):,}" if len(data) < expected else "more"
-        raise ValueError(f"{path}: the header announces {dtype.name} {shape}, so {expected:,} bytes, but there are {got}")
+        raise ValueError(
+            f"{path}: the header announces {dtype.name} {shape}, so {expected:,} bytes, but there are {got}"
+        )
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
@@ -196,4 +198,3 @@ def _find_or_download(file: _MnistFile, data_dir: str | os.PathLike[str] | None)
             tried.append(f"{url}: {type(error).__name__}: {error}"[:300])
     tried.append(f"expected sha256 {file.gz_sha256} (gzipped), {file.sha256} (unpacked)")
     raise MnistNotFoundError("MNIST was neither found nor downloaded:\n  " + "\n  ".join(tried))
-

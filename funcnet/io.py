@@ -108,7 +108,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 def _array(path, name, tensor) -> jax.Array:
     if tensor["dtype"] not in _DTYPES:
         raise ValueError(f"{path}: {name} has dtype {tensor['dtype']}, expected one of {', '.join(_DTYPES)}")
-    if tensor["dtype"] == "F64" and not jax.config.jax_enable_x64:
+    stored = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    array = jnp.asarray(stored)
+    if array.dtype != stored.dtype:
         raise ValueError(f"{path}: {name} is float64, which JAX would round to float32: set jax_enable_x64 first")
-    return jnp.asarray(np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"]))
-
+    return array

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from funcnet.activations import softplus
+
 
 class Loss(NamedTuple):
     """A loss per sample with its hand-written derivative.
@@ -79,7 +81,7 @@ def _sigmoid_targets(out: Array, y: Array) -> Array:
 
 def _sigmoid_cross_entropy(out: Array, y: Array) -> Array:
     y = _sigmoid_targets(out, y)
-    return jnp.sum(y * jnp.logaddexp(-out, 0.0) + (1 - y) * jnp.logaddexp(out, 0.0), -1)
+    return jnp.sum(y * softplus.fn(-out) + (1 - y) * softplus.fn(out), -1)
 
 
 def _sigmoid_cross_entropy_delta(out: Array, y: Array) -> Array:

@@ -6,9 +6,10 @@ Samples are rows: `x` is `(..., n_0)` with any number of leading axes, `W_l` is 
 `backward` is no custom derivative rule: `jax.grad(objective)` differentiates the forward pass by itself, so that
 comparing the two says something.
 
-Precision: the dtype of the parameters decides. `x` and `y` are converted to it, accumulation and everything
-elementwise is in float32 at least, and a gradient has the dtype of its parameter. `compute_dtype` (bfloat16, say)
-casts the inputs of the matrix products, and nothing else.
+Precision: the dtype of the parameters decides, whatever that of `x` and `y`. All is computed in it, but in float32
+at least, and a gradient has the dtype of its parameter; so half-precision parameters cost no more accuracy than
+their own rounding. `compute_dtype` (bfloat16, say) casts the inputs of the matrix products, and nothing else: they
+accumulate in float32.
 """
 
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def forward(
       hidden: static; one `Activation` for all hidden layers, or a tuple of `L - 1`.
       output: static; the `Activation` of the last layer. Softmax is not one: it lives in the loss, on logits.
       masks: `L` dropout masks or `None`s, `masks[l]` multiplying `a_l`; see `dropout_masks`.
-      compute_dtype: static; the dtype of the inputs of matrix products, by default the parameters'.
+      compute_dtype: static; the dtype of the inputs of matrix products, by default that of all the rest.
 
     Returns:
       `(..., n_L)`, in the parameters' dtype but float32 at least.
@@ -304,13 +305,14 @@ def summary(params: Params) -> str:
 
 
 def prepare(params, x, hidden, output, masks, compute_dtype):
-    """Check the arguments of a pass: `x` as an array, an activation and a mask for each layer, the products' dtype."""
+    """Check the arguments of a pass: `x` as an array, an activation and a mask per layer, the dtype of products."""
     validation.check_params(params)
     x = jnp.asarray(x)
     validation.check_input(params, x)
     activations = validation.check_activations(hidden, output, len(params))
     masks = validation.check_masks(masks, [W.shape[0] for W, _ in params], x.shape[:-1])
-    return x, activations, masks, params[0][0].dtype if compute_dtype is None else jnp.dtype(compute_dtype)
+    dtype = _at_least_float32(params[0][0].dtype) if compute_dtype is None else jnp.dtype(compute_dtype)
+    return x, activations, masks, dtype
 
 
 def targets_and_shares(y, out, loss, sample_weight) -> tuple[Array, Array]:
@@ -362,10 +364,12 @@ def _layer_gradient(W, b, a, delta, dtype) -> tuple[Array, Array]:
 
 def _product(spec, p, q, dtype, out_sharding=None) -> Array:
     """A matrix product of factors cast to `dtype`, accumulated in float32 at least."""
-    accumulator = jnp.float64 if dtype == jnp.float64 else jnp.float32
-    return jnp.einsum(
-        spec, p.astype(dtype), q.astype(dtype), preferred_element_type=accumulator, out_sharding=out_sharding
-    )
+    p, q = p.astype(dtype), q.astype(dtype)
+    return jnp.einsum(spec, p, q, preferred_element_type=_at_least_float32(dtype), out_sharding=out_sharding)
+
+
+def _at_least_float32(dtype):
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def _masked(a, mask) -> Array:

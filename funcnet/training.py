@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from funcnet.activations import Activation, identity, relu
@@ -234,6 +235,7 @@ def make_epoch(
 
     def epoch(state, key, x, y):
         n = _count_samples(state.params, x, y)
+        x, y = jnp.asarray(x), jnp.asarray(y)
 
         def scan_step(state, batch):
             state, metrics = step(state, batch.keys, _take(x, batch.indices), _take(y, batch.indices), batch.weights)
@@ -265,6 +267,7 @@ def first_nonfinite_step(step, state: TrainState, key: Array, x: Array, y: Array
     """
     step = jax.jit(step)
     batches = plan_batches(key, _count_samples(state.params, x, y), batch_size)
+    x, y = jnp.asarray(x), jnp.asarray(y)
     good = state
     for i in range(len(batches.indices)):
         row = jax.tree.map(lambda rows, i=i: rows[i], batches)
@@ -359,7 +362,7 @@ def _mean_metrics(out, y, loss):
 def _count_samples(params, x, y) -> int:
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} samples and y {len(y)}, expected as many in both, and at least one")
-    if not isinstance(y, jax.core.Tracer):
+    if not isinstance(y, Tracer):
         check_labels(y, params[-1][0].shape[1])
     return len(x)
 

@@ -100,7 +100,7 @@ def check_targets(y: Array, batch_shape: tuple[int, ...], K: int) -> None:
     if is_class_ids(y):
         if y.shape != batch_shape:
             raise ValueError(f"y has dtype {y.dtype}, so it holds class ids, and shape {y.shape}, expected "
-                             f"{batch_shape}, one id per sample; targets shaped like the output are floating")  # fmt: skip
+                             f"{batch_shape}, one per sample; targets shaped like the output are floating")  # fmt: skip
     elif not _is_floating(y):
         raise ValueError(f"y has dtype {y.dtype}, expected an integer dtype (class ids) or a floating one (targets)")
     elif y.shape != (*batch_shape, K):

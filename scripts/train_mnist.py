@@ -1,7 +1,7 @@
 """Train a multilayer perceptron on MNIST, with a hand-written backward pass.
 
-    python scripts/train_mnist.py                       # MNIST, or the bundled digits where there is none
-    python scripts/train_mnist.py --hidden-sizes 800 400 --epochs 20
+python scripts/train_mnist.py                       # MNIST, or the bundled digits where there is none
+python scripts/train_mnist.py --hidden-sizes 800 400 --epochs 20
 """
 
 import json
@@ -19,7 +19,6 @@ import tyro
 from tqdm import tqdm
 
 from funcnet import activations, datasets, init, io, optimizers, plotting, softmax_cross_entropy, summary, training
-from funcnet.datasets import Dataset
 from funcnet.mlp import Params
 from funcnet.regularizers import dropout_masks
 
@@ -95,7 +94,8 @@ def train(config: Config) -> Result:
     step_settings = {**network, "masks": make_masks(config)}
     state = training.init_state(params, optimizer)
     run_dir = make_run_dir(config, name)
-    say(f"{name}, {len(x):,} training images, on {jax.devices()[0].device_kind}; run folder {run_dir}\n{summary(params)}")
+    say(f"{name}, {len(x):,} training images, on {jax.devices()[0].device_kind}; run folder {run_dir}")
+    say(summary(params))
 
     began = time.perf_counter()
     epoch = jax.jit(training.make_epoch(optimizer, batch_size=config.batch_size, **step_settings), donate_argnums=0)
@@ -115,6 +115,7 @@ def train(config: Config) -> Result:
     params, history, interrupted = fit(config, state, key_epochs, sets, epoch, evaluate, find_fault, run_dir)
     seconds = {"compile": compiled - began, "run": time.perf_counter() - compiled}
     save_weights(params, config, run_dir)
+    write_metrics(run_dir, history)  # Ctrl-C may have come between an epoch and its line
 
     scores = {part: {"samples": len(sets[part][0]), **as_floats(evaluate(params, part))} for part in sets}
     x_test, y_test = map(np.asarray, sets["test"])
@@ -143,15 +144,13 @@ def fit(config, state, key, sets, epoch, evaluate, find_fault, run_dir) -> tuple
                     save_weights(good.params, config, run_dir)
                     raise FloatingPointError(
                         f"the loss is {row['train_loss']} in epoch {number}, first at its step {at}, counted from 0; "
-                        f"the last good weights are in {run_dir / WEIGHTS}; try a smaller --lr than {config.lr}"
+                        f"the last good weights are in {run_dir / WEIGHTS}; try a smaller --lr than {config.lr:g}"
                     )
                 if "validation" in sets:
                     row |= as_floats(evaluate(state.params, "validation"), "validation_")
                 row["samples_per_second"] = round(rate)
-                with (run_dir / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                whole = copy(state)
-                history.append(row)
+                whole, history = copy(state), [*history, row]
+                write_metrics(run_dir, history)
                 progress.set_postfix_str(f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}, "
                                          f"{rate:,.0f} samples/s")  # fmt: skip
                 progress.update()
@@ -166,6 +165,9 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least {least}")
+    for name in ("dropout", "input_dropout"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}, expected a number in [0, 1)")
 
 
 def load(config: Config) -> tuple[str, dict[str, tuple[Any, Any]]]:
@@ -222,6 +224,11 @@ def make_run_dir(config: Config, name: str) -> Path:
     except OSError as error:
         raise OSError(f"run folder {run_dir}: cannot be written: {error}") from error
     return run_dir
+
+
+def write_metrics(run_dir: Path, history: list[dict[str, float]]) -> None:
+    """A line for each epoch."""
+    io.write_atomically(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history).encode())
 
 
 def save_weights(params: Params, config: Config, run_dir: Path) -> None:

@@ -4,6 +4,8 @@ It imports nothing of funcnet. Gradients come from the complex step, `Im f(p + i
 Trapp, SIAM Review 1998), so no derivative is written down here at all.
 """
 
+import itertools
+
 import numpy as np
 from scipy.special import erf
 
@@ -75,7 +77,7 @@ def network(seed, sizes, dtype=np.float64):
     rng = np.random.default_rng(seed)
     return [
         ((rng.normal(size=(i, o)) * np.sqrt(2 / i)).astype(dtype), rng.uniform(-0.1, 0.1, o).astype(dtype))
-        for i, o in zip(sizes[:-1], sizes[1:], strict=True)
+        for i, o in itertools.pairwise(sizes)
     ]
 
 

@@ -158,9 +158,7 @@ def transformed(name, gradient, params, x, y):
 
 
 @pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
-@pytest.mark.parametrize(
-    "name", ["jit", "vmap", "vmap over networks", "scan", "jvp", "grad", "remat", "disable_jit"]
-)
+@pytest.mark.parametrize("name", ["jit", "vmap", "vmap over networks", "scan", "jvp", "grad", "remat", "disable_jit"])
 def test_equals_jax_grad_under(name, loss, dtype):
     (params, x, y), _ = make_case(0, (6, 9, 9, 4), (6,), dtype, weighted=False, masked=False)
     statics = {"hidden": activations.silu, "loss": loss}
@@ -190,26 +188,27 @@ def test_a_batch_sharded_over_devices(axis_type):
 @pytest.mark.parametrize("compute_dtype", [jnp.bfloat16, "float16"])
 def test_compute_dtype_is_for_products_only(compute_dtype):
     (params, x, y), _ = make_case(0, (20, 16, 16, 4), (64,), np.float32, weighted=False, masked=False)
-    exact = funcnet.backward(params, x, y)
+    statics = {"hidden": activations.tanh}  # smooth: a rounded z may be on the other side of a kink
+    exact = funcnet.backward(params, x, y, **statics)
     for by in (funcnet.backward, jax.grad(funcnet.objective)):
-        fast = by(params, x, y, compute_dtype=compute_dtype)
+        fast = by(params, x, y, compute_dtype=compute_dtype, **statics)
         assert all(g.dtype == np.float32 for g in jax.tree.leaves(fast))
         eps = float(jnp.finfo(compute_dtype).eps)
         for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(exact), strict=True):
-            assert 0 < np.linalg.norm(a - b) <= eps * np.linalg.norm(b)
+            assert 0 < np.linalg.norm(a - b) <= 2 * eps * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("half", [jnp.float16, jnp.bfloat16])
-def test_half_precision_parameters(half):
-    (params, x, y), _ = make_case(0, (20, 16, 16, 4), (64,), np.float32, weighted=False, masked=False)
-    params = jax.tree.map(lambda p: jnp.asarray(p, half), params)
-    rounded = jax.tree.map(lambda p: p.astype(jnp.float32), params)
-    x = x.astype(half)
-    by_hand, exact = funcnet.backward(params, x, y), funcnet.backward(rounded, x.astype(np.float32), y)
-    assert funcnet.forward(params, x).dtype == np.float32
+@pytest.mark.parametrize(("half", "error"), [(jnp.float16, 5e-4), (jnp.bfloat16, 3e-3)])
+@pytest.mark.parametrize("act", [activations.relu, activations.tanh], ids=lambda act: act.name)
+def test_half_precision_parameters_cost_their_own_rounding(act, half, error, x64):
+    (params, x, y), _ = make_case(0, (20, *[32] * 8, 4), (64,), np.float64, weighted=False, masked=False)
+    params = jax.tree.map(lambda p: jnp.asarray(p, half), params)  # 9 layers
+    exact = funcnet.backward(jax.tree.map(lambda p: p.astype(np.float64), params), x, y, hidden=act)
+    by_hand = funcnet.backward(params, x, y, hidden=act)
+    assert funcnet.forward(params, x, hidden=act).dtype == np.float32
     for g, e in zip(jax.tree.leaves(by_hand), jax.tree.leaves(exact), strict=True):
         assert g.dtype == half
-        assert np.linalg.norm(g.astype(jnp.float32) - e) <= float(jnp.finfo(half).eps) * np.linalg.norm(e)
+        assert np.linalg.norm(g.astype(np.float64) - e) <= error * np.linalg.norm(e)
 
 
 def test_the_dtype_of_the_parameters_decides(x64):

@@ -1,0 +1,127 @@
+"""Each loss and its delta, against NumPy in float64 and against JAX, at the edges above all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from funcnet import losses, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
+
+EACH = pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
+
+
+def jax_delta(loss, out, y):
+    return jax.grad(lambda out: loss.fn(out, y).sum())(out)
+
+
+def targets(rng, kind, n, K, dtype):
+    if kind == "ids":
+        return rng.integers(0, K, n).astype(np.int32)
+    y = rng.uniform(size=(n, K))  # rows that sum to anything
+    return (y if kind == "soft" else np.eye(K)[rng.integers(0, K, n)]).astype(dtype)
+
+
+@pytest.mark.parametrize("kind", ["ids", "one-hot", "soft"])
+@EACH
+def test_against_numpy_and_jax(loss, kind, dtype):
+    rng = np.random.default_rng(0)
+    out, y = rng.normal(size=(50, 6)).astype(dtype), targets(rng, kind, 50, 6, dtype)
+    y64 = np.eye(6)[y] if kind == "ids" else y.astype(np.float64)
+    eps = float(jnp.finfo(dtype).eps)
+    value = loss.fn(jnp.asarray(out), jnp.asarray(y))
+    assert value.shape == (50,)
+    np.testing.assert_allclose(value, oracle.LOSSES[loss.name](out.astype(np.float64), y64), rtol=16 * eps)
+
+    delta = loss.delta(jnp.asarray(out), jnp.asarray(y))
+    (truth,) = oracle.complex_step(lambda a: oracle.LOSSES[loss.name](a[0], y64).sum(), [out])
+    assert np.abs(delta - truth).max() <= 16 * eps * np.abs(truth).max()
+    assert np.abs(delta - jax_delta(loss, jnp.asarray(out), jnp.asarray(y))).max() <= 8 * eps * np.abs(truth).max()
+    assert value.dtype == delta.dtype == dtype
+
+
+@pytest.mark.parametrize("ids", [np.int8, np.uint8, np.int32, np.uint32])
+@EACH
+def test_class_ids_of_any_integer_dtype(loss, ids):
+    out = jnp.asarray(np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32))
+    y = np.array([0, 7, 127]).astype(ids)
+    one_hot = jnp.asarray(np.eye(300, dtype=np.float32)[y])
+    np.testing.assert_array_equal(loss.fn(out, jnp.asarray(y)), loss.fn(out, one_hot))
+    np.testing.assert_array_equal(loss.delta(out, jnp.asarray(y)), loss.delta(out, one_hot))
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 100, np.iinfo(np.int32).min, np.iinfo(np.int32).max])
+@EACH
+def test_an_id_out_of_range_is_nan_in_loss_and_gradient(loss, bad):
+    out, y = jnp.ones((2, 3)), jnp.array([1, bad])
+    for values in (loss.fn(out, y), jax.jit(loss.delta)(out, y), jax_delta(loss, out, y)):
+        assert not np.isnan(values[0]).any()
+        assert np.isnan(values[1]).all()
+
+
+def test_one_class_has_no_loss_and_no_gradient():
+    out, y = jnp.array([[3.0]]), jnp.array([0])
+    assert softmax_cross_entropy.fn(out, y) == 0
+    assert softmax_cross_entropy.delta(out, y) == jax_delta(softmax_cross_entropy, out, y) == 0
+
+
+def test_one_output_tells_ids_zero_and_one_apart():
+    out = jnp.array([[0.5], [-2.0]])
+    ids, values = jnp.array([1, 0]), jnp.array([[1.0], [0.0]])
+    np.testing.assert_array_equal(sigmoid_cross_entropy.fn(out, ids), sigmoid_cross_entropy.fn(out, values))
+    np.testing.assert_array_equal(sigmoid_cross_entropy.delta(out, ids), sigmoid_cross_entropy.delta(out, values))
+    assert np.isnan(sigmoid_cross_entropy.fn(out, jnp.array([2, -1]))).all()
+    with pytest.raises(
+        ValueError, match="squared_error: y has dtype int32, so it holds class ids, but the network has"
+    ):
+        squared_error.fn(out, ids)
+
+
+@pytest.mark.parametrize("size", [1e4, 3e38])
+@pytest.mark.parametrize("hard", ["ids", "one-hot"])
+def test_softmax_at_huge_logits(size, hard):
+    out = jnp.array([[size, -size, 0.0], [0.0, size, size]])
+    y = jnp.array([0, 1]) if hard == "ids" else jnp.eye(3)[:2]
+    np.testing.assert_allclose(softmax_cross_entropy.fn(out, y), [0, np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(softmax_cross_entropy.delta(out, y), [[0, 0, 0], [0, -0.5, 0.5]])
+    np.testing.assert_allclose(jax_delta(softmax_cross_entropy, out, y), [[0, 0, 0], [0, -0.5, 0.5]])
+    wrong = softmax_cross_entropy.fn(out[:1], jnp.array([1]))
+    assert wrong == np.float32(2 * size) if size < 1e38 else np.isposinf(wrong)
+
+
+@pytest.mark.parametrize(
+    ("z", "y", "value", "slope"),
+    [
+        (0.0, 1.0, np.log(2), -0.5),
+        (0.0, 0.0, np.log(2), 0.5),
+        (100.0, 0.0, 100.0, 1.0),
+        (-100.0, 1.0, 100.0, -1.0),
+        (20.0, 1.0, 2.0611536e-09, -2.0611536e-09),  # where 1 - sigmoid(20) is already 0
+        (-20.0, 0.0, 2.0611536e-09, 2.0611536e-09),
+        (3e38, 1.0, 0.0, 0.0),
+        (3e38, 0.0, 3e38, 1.0),
+    ],
+)
+def test_binary_cross_entropy_at_the_edges(z, y, value, slope):
+    out, y = jnp.array([[z]]), jnp.array([[y]])
+    np.testing.assert_allclose(sigmoid_cross_entropy.fn(out, y), [value], rtol=3e-7)
+    np.testing.assert_allclose(sigmoid_cross_entropy.delta(out, y), [[slope]], rtol=3e-7)
+    np.testing.assert_allclose(jax_delta(sigmoid_cross_entropy, out, y), [[slope]], rtol=3e-7)
+
+
+def test_soft_targets_need_not_sum_to_one():
+    out, y = jnp.zeros((1, 2)), jnp.array([[3.0, 1.0]])
+    np.testing.assert_allclose(softmax_cross_entropy.delta(out, y), [[-1.0, 1.0]])  # 4 * 1/2 - y
+
+
+def test_predictions():
+    out = jnp.array([[0.0, np.log(3.0)]])
+    np.testing.assert_allclose(softmax_cross_entropy.predict(out), [[0.25, 0.75]], rtol=1e-6)
+    np.testing.assert_allclose(sigmoid_cross_entropy.predict(out), [[0.5, 0.75]], rtol=1e-6)
+    assert squared_error.predict(out) is out
+
+
+def test_names_find_their_loss_or_those_there_are():
+    assert losses.from_name("softmax_cross_entropy") is softmax_cross_entropy
+    with pytest.raises(ValueError, match="unknown loss 'mse', expected one of softmax_cross_entropy, sigmoid"):
+        losses.from_name("mse")

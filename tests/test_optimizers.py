@@ -1,0 +1,153 @@
+"""Optimizers and schedules step by step against optax, and each in the other's place."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+
+import funcnet
+from funcnet import optimizers, training
+
+PAIRS = {
+    "sgd": (optimizers.sgd(0.1), optax.sgd(0.1)),
+    "momentum": (optimizers.sgd(0.1, 0.9), optax.sgd(0.1, 0.9)),
+    "nesterov": (optimizers.sgd(0.1, 0.9, nesterov=True), optax.sgd(0.1, 0.9, nesterov=True)),
+    "rmsprop": (optimizers.rmsprop(1e-2), optax.rmsprop(1e-2)),
+    "adam": (optimizers.adam(1e-2), optax.adam(1e-2)),
+    "adam, other constants": (optimizers.adam(1e-2, 0.5, 0.9, 1e-3), optax.adam(1e-2, 0.5, 0.9, 1e-3)),
+    "adamw": (optimizers.adamw(1e-2, weight_decay=0.1), optax.adamw(1e-2, weight_decay=0.1)),
+    "scheduled": (
+        optimizers.adam(optimizers.cosine(1e-2, total_steps=20)),
+        optax.adam(optax.cosine_decay_schedule(1e-2, 20)),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def promotion_as_optax_needs_it():
+    """Optax relies on implicit promotion; ours is run strictly in the other files."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 6)).astype(np.float32), rng.integers(0, 4, 32).astype(np.int32)
+    return oracle.network(0, (6, 9, 4), np.float32), x, y
+
+
+def steps(optimizer, params, gradients):
+    """The updates that a sequence of gradients brings about, and where they lead."""
+    update, state = jax.jit(optimizer.update), optimizer.init(params)
+    for grads in gradients:
+        updates, state = update(grads, state, params)
+        params = optimizers.apply_updates(params, updates)
+        yield updates, params
+
+
+def assert_equal_steps(ours, theirs, problem, n=20):
+    """The same gradients to both: fed back, the smallest difference would grow from step to step."""
+    params, x, y = problem
+    gradients = [funcnet.backward(jax.tree.map(lambda p, i=i: p * (1 + i / n), params), x, y) for i in range(n)]
+    for a, b in zip(steps(ours, params, gradients), steps(theirs, params, gradients), strict=True):
+        assert max(oracle.errors_in_eps(a, b)) <= 8
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_equals_optax_step_by_step(name, problem):
+    assert_equal_steps(*PAIRS[name], problem)
+
+
+def test_adam_is_kingma_and_ba_s_algorithm():
+    grads = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+    optimizer = optimizers.adam(0.1)
+    state = optimizer.init(jnp.zeros(5))
+    m = s = np.zeros(5)
+    for t, g in enumerate(grads, 1):
+        updates, state = optimizer.update(jnp.asarray(g), state)
+        m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g.astype(float) ** 2
+        expected = -0.1 * (m / (1 - 0.9**t)) / (np.sqrt(s / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(updates, expected, rtol=1e-4)  # float32's 1 - 0.999^t, as in optax
+    assert int(state.step) == 10
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_chain_of_optax_takes_ours(name, problem):
+    ours, theirs = (optax.chain(optax.clip_by_global_norm(0.1), optimizer) for optimizer in PAIRS[name])
+    assert_equal_steps(ours, theirs, problem, 5)
+
+
+@pytest.mark.parametrize("name", ["adam", "momentum", "adamw"])
+def test_training_takes_optax(name, problem):
+    params, x, y = problem
+    ends = []
+    for optimizer in PAIRS[name]:
+        state = training.init_state(params, optimizer)
+        state, _ = jax.jit(training.make_epoch(optimizer, batch_size=5))(state, jax.random.key(0), x, y)
+        ends.append(state.params)
+    assert max(oracle.errors_in_eps(*ends)) <= 64
+
+
+def test_a_learning_rate_may_be_traced(problem):
+    params, x, y = problem
+
+    def updated(lr, name):
+        optimizer = getattr(optimizers, name)(lr)
+        return optimizer.update(funcnet.backward(params, x, y), optimizer.init(params), params)[0]
+
+    for name in ("sgd", "rmsprop", "adam", "adamw"):
+        many = jax.vmap(partial(updated, name=name))(jnp.array([0.1, 0.2]))
+        for i, lr in enumerate((0.1, 0.2)):
+            assert max(oracle.errors_in_eps(jax.tree.map(lambda u, i=i: u[i], many), updated(lr, name))) <= 8
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_state_and_updates_have_the_parameters_dtype(dtype):
+    params = funcnet.init(jax.random.key(0), (4, 3), dtype=dtype)
+    for name in ("sgd", "rmsprop", "adam", "adamw"):
+        optimizer = getattr(optimizers, name)(jnp.float32(0.1))
+        updates, state = optimizer.update(params, optimizer.init(params), params)
+        assert all(u.dtype == dtype for u in jax.tree.leaves(optimizers.apply_updates(params, updates)))
+        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(state) if leaf.ndim)
+
+
+SCHEDULES = {
+    "constant": (optimizers.constant(0.3), optax.constant_schedule(0.3)),
+    "exponential": (
+        optimizers.exponential(0.3, decay_rate=0.5, decay_steps=7),
+        optax.exponential_decay(0.3, 7, 0.5),
+    ),
+    "cosine": (optimizers.cosine(0.3, total_steps=40), optax.cosine_decay_schedule(0.3, 40)),
+    "warm-up": (
+        optimizers.cosine(0.3, total_steps=40, warmup_steps=10, final_lr=0.03),
+        optax.warmup_cosine_decay_schedule(0.0, 0.3, 10, 40, 0.03),
+    ),
+    "one cycle": (optimizers.one_cycle(0.3, total_steps=40), optax.cosine_onecycle_schedule(40, 0.3)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_equal_optax(name):
+    ours, theirs = SCHEDULES[name]
+    for step in range(50):
+        value = ours(jnp.asarray(step, jnp.int32))
+        assert value.shape == ()
+        np.testing.assert_allclose(value, theirs(step), rtol=1e-5, atol=1e-8)
+
+
+def test_settings_that_make_no_sense_are_named():
+    for message, call in {
+        "cosine: total_steps is 5, expected more than 5": lambda: optimizers.cosine(1, total_steps=5, warmup_steps=5),
+        "exponential: decay_steps is 0": lambda: optimizers.exponential(1, decay_rate=0.5, decay_steps=0),
+        "one_cycle: warmup is 1.5, expected a fraction": lambda: optimizers.one_cycle(1, total_steps=9, warmup=1.5),
+        "adamw: update needs params": lambda: optimizers.adamw(1.0).update(
+            jnp.ones(2), optimizers.adamw(1.0).init(jnp.ones(2))
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -1,0 +1,55 @@
+"""What an import costs, what is public, and that the documentation is true."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import funcnet
+
+ROOT = Path(__file__).parent.parent
+EXTRAS = {"optax", "matplotlib", "pooch", "safetensors", "sklearn", "tqdm", "tyro", "pytest", "torch", "hypothesis"}
+MODULES = sorted(path.stem for path in (ROOT / "funcnet").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("module", ["funcnet", *(f"funcnet.{name}" for name in MODULES)])
+def test_an_import_pulls_in_no_extra(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert EXTRAS.isdisjoint(loaded)
+    assert module in loaded
+
+
+def test_arrows_go_one_way():
+    """A module imports only those before it."""
+    order = ["activations", "losses", "initializers", "validation", "mlp", "regularizers", "optimizers", "training",
+             "extras", "datasets", "io", "plotting"]  # fmt: skip
+    assert sorted(order) == MODULES
+    for i, name in enumerate(order):
+        source = (ROOT / "funcnet" / f"{name}.py").read_text()
+        imports = re.findall(r"^from funcnet\.(\w+) import|^from funcnet import (\w+)", source, re.MULTILINE)
+        assert {a or b for a, b in imports} <= set(order[:i])
+
+
+def test_no_derivative_rule_is_registered():
+    for path in (ROOT / "funcnet").glob("*.py"):
+        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert names.isdisjoint({"custom_vjp", "custom_jvp", "defvjp", "defjvp", "custom_gradient"})
+
+
+def test_public_names_are_documented():
+    for name in funcnet.__all__:
+        value = getattr(funcnet, name)
+        if callable(value) and name != "Params":
+            assert value.__doc__, name
+
+
+def test_every_python_block_of_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)

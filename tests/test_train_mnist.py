@@ -1,0 +1,215 @@
+"""The training script, as a function and as a command: what it leaves behind, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import train_mnist
+from train_mnist import Config, train
+
+from funcnet import io, training
+
+SCRIPT = Path(train_mnist.__file__)
+FILES = {"config.json", "confusion.png", "curves.png", "metrics.jsonl", "mistakes.png", "weights.png",
+         "weights.safetensors"}  # fmt: skip
+
+
+def digits(tmp_path, **settings):
+    settings = {"dataset": "digits", "hidden_sizes": (32,), "epochs": 3, "run_dir": tmp_path / "run"} | settings
+    return Config(**settings)
+
+
+def run(*arguments, cwd, **environment):
+    clean = {name: value for name, value in os.environ.items() if name != "FUNCNET_DATA"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        cwd=cwd,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_run_leaves_everything_behind(tmp_path):
+    result = train(digits(tmp_path, epochs=20, lr=1e-2))
+    assert {path.name for path in result.run_dir.iterdir()} == FILES
+    rows = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert rows == result.history
+    assert [row["epoch"] for row in rows] == list(range(1, 21))
+    assert result.scores["test"]["accuracy"] >= 0.95
+    assert {part: row["samples"] for part, row in result.scores.items()} == {
+        "train": 1318,
+        "validation": 119,
+        "test": 360,
+    }
+    assert result.confusion.sum() == 360
+    assert np.trace(result.confusion) / 360 == pytest.approx(result.scores["test"]["accuracy"])
+    assert json.loads((result.run_dir / "config.json").read_text())["epochs"] == 20
+
+    x, y = train_mnist.datasets.load_digits().test
+    saved = io.load_params(result.run_dir / "weights.safetensors")
+    assert training.evaluate(saved, x, y).accuracy == pytest.approx(result.scores["test"]["accuracy"])
+    assert io.load_metadata(result.run_dir / "weights.safetensors")["hidden"] == "relu"
+    table = train_mnist.report(result)
+    for part in ("train", "validation", "test recall", "compile", "samples/s", "weights.safetensors"):
+        assert part in table
+
+
+def test_same_seed_same_bits(tmp_path):
+    runs = [
+        train(digits(tmp_path, seed=seed, dropout=0.2, run_dir=tmp_path / str(i))) for i, seed in enumerate((5, 5, 6))
+    ]
+    leaves = [[np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.params)] for run in runs]
+    assert leaves[0] == leaves[1] != leaves[2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_sizes": (), "optimizer": "sgd", "lr": 0.5, "validation": 0},
+        {"hidden_sizes": (32, 16), "activation": "leaky_relu(0.1)", "optimizer": "adamw", "dropout": 0.1},
+        {"optimizer": "rmsprop", "schedule": "constant", "compute_dtype": "bfloat16", "input_dropout": 0.1},
+        {"epochs": 1, "batch_size": 5000},
+    ],
+    ids=str,
+)
+def test_settings(tmp_path, settings):
+    result = train(digits(tmp_path, **settings))
+    assert result.history[-1]["train_loss"] <= 2.5
+    assert ("validation" in result.scores) == (settings.get("validation") != 0)
+
+
+def test_no_epoch_is_the_network_as_drawn(tmp_path):
+    result = train(digits(tmp_path, epochs=0))
+    assert result.history == []
+    assert "weights.safetensors" in {path.name for path in result.run_dir.iterdir()}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_weights(tmp_path):
+    config = digits(tmp_path, optimizer="sgd", lr=1e12, schedule="constant")
+    message = (
+        r"the loss is (nan|inf) in epoch 1, first at its step \d+, counted from 0; "
+        r"the last good weights are in .*weights.safetensors; try a smaller --lr than 1e[+]12"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        train(config)
+    saved = io.load_params(config.run_dir / "weights.safetensors")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
+
+
+def test_ctrl_c_keeps_what_was_learnt(tmp_path):
+    """As a command, interrupted in the middle of a run far too long to finish."""
+    arguments = ["--dataset", "digits", "--epochs", "1000000", "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    whole = len(metrics.read_text().splitlines())
+    assert f"interrupted  after {whole} whole epochs, whose weights these are" in out
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+
+def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_mnist, "as_floats", interrupted)
+    state = training.init_state(
+        [(np.ones((2, 3), np.float32), np.ones(3, np.float32))], train_mnist.optimizers.sgd(0.1)
+    )
+    params, history, stopped = train_mnist.fit(
+        digits(tmp_path),
+        state,
+        jax.random.key(0),
+        {"train": ([0], [0])},
+        lambda *args: (None, None),
+        None,
+        None,
+        tmp_path,
+    )
+    assert (history, stopped) == ([], True)
+    np.testing.assert_array_equal(params[0][0], np.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size is 0, expected at least 1"),
+        ({"epochs": -1}, "--epochs is -1, expected at least 0"),
+        ({"validation": 1437}, "--validation is 1437, expected fewer than the 1,437 training images"),
+        ({"activation": "swish"}, "unknown activation 'swish', expected one of"),
+        ({"hidden_sizes": (-3,)}, r"sizes\[1\] is -3, expected a whole number"),
+        ({"dropout": 1.0}, r"--dropout is 1.0, expected a number in \[0, 1\)"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_leave_nothing_behind(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        train(digits(tmp_path, **settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_folders_that_cannot_be_used(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for name, message in {
+        "full": "already there and not an empty folder; give another --run-dir",
+        "file": "already there and not an empty folder",
+        "file/run": "run folder .*file/run: cannot be written: .*Not a directory",
+        "/proc/run": "run folder /proc/run: cannot be written",
+    }.items():
+        with pytest.raises(OSError, match=message):
+            train(digits(tmp_path, run_dir=tmp_path / name))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "thesis.txt"]
+
+
+def test_without_mnist_it_says_so_in_one_line_and_takes_the_digits(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("FUNCNET_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(train_mnist.datasets, "MIRRORS", ("http://127.0.0.1:9/",))
+    result = train(digits(tmp_path, dataset="auto"))
+    said = [line for line in capsys.readouterr().err.splitlines() if "MNIST was neither" in line]
+    assert said == [
+        "MNIST was neither found nor downloaded (2 places tried; --dataset mnist lists them): "
+        "training on the small digits bundled with scikit-learn instead"
+    ]
+    assert result.scores["test"]["samples"] == 360
+    with pytest.raises(FileNotFoundError, match="MNIST was neither found nor downloaded:\n  no train-images"):
+        train(digits(tmp_path, dataset="mnist", run_dir=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_command_line(tmp_path):
+    wrong = run("--dataset", "digits", "--activation", "swish", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("train_mnist: unknown activation 'swish', expected one of")
+    assert "Traceback" not in wrong.stderr
+    assert run("--epochs", "many", cwd=tmp_path).returncode == 2
+    shown = run("--help", cwd=tmp_path).stdout
+    assert all(f"--{name.replace('_', '-')}" in shown for name in Config.__dataclass_fields__)
+    assert list(tmp_path.iterdir()) == []
+
+    good = run("--dataset", "digits", "--epochs", "1", cwd=tmp_path)
+    assert good.returncode == 0
+    assert "accuracy" in good.stdout
+    assert [path.name.startswith("digits-") for path in (tmp_path / "runs").iterdir()] == [True]
+
+
+@pytest.mark.mnist
+def test_the_main_command_s_defaults_on_one_epoch_of_mnist(mnist, tmp_path):
+    result = train(Config(epochs=1, data_dir=os.environ["FUNCNET_DATA"], run_dir=tmp_path / "run"))
+    assert {part: row["samples"] for part, row in result.scores.items()} == {
+        "train": 55_000, "validation": 5_000, "test": 10_000}  # fmt: skip
+    assert result.scores["test"]["accuracy"] >= 0.96
