@@ -148,8 +148,8 @@ def predict(
 
     Arguments and errors as in `forward`, and `loss`, static: a `Loss`.
 
-    >>> predict(init(jax.random.key(0), (4, 8, 3)), jnp.ones(4)).sum()
-    Array(1., dtype=float32)
+    >>> predict(init(jax.random.key(0), (4, 3), weights=zeros), jnp.ones(4))
+    Array([0.33333, 0.33333, 0.33333], dtype=float32)
     """
     validation.check_loss(loss)
     return loss.predict(forward(params, x, hidden=hidden, output=output, compute_dtype=compute_dtype))
@@ -189,7 +189,7 @@ def objective(
 
     >>> params = init(jax.random.key(0), (4, 3), weights=zeros)
     >>> objective(params, jnp.ones((2, 4)), jnp.array([0, 2]))  # log 3
-    Array(1.0986123, dtype=float32)
+    Array(1.0986, dtype=float32)
     """
     out = forward(params, x, hidden=hidden, output=output, masks=masks, compute_dtype=compute_dtype)
     y, share = targets_and_shares(y, out, loss, sample_weight)
@@ -255,7 +255,7 @@ def value_and_backward(
     >>> params = init(jax.random.key(0), (4, 3), weights=zeros)
     >>> value, grads = value_and_backward(params, jnp.ones((2, 4)), jnp.array([0, 2]))
     >>> value
-    Array(1.0986123, dtype=float32)
+    Array(1.0986, dtype=float32)
     """
     x, activations, masks, dtype = prepare(params, x, hidden, output, masks, compute_dtype)
     trace = forward_sweep(params, x, activations, masks, dtype)
@@ -285,10 +285,10 @@ def summary(params: Params) -> str:
     """The network as a table, one row per layer.
 
     >>> print(summary(init(jax.random.key(0), (784, 128, 10))))
-    layer           W        b    parameters
-        1  (784, 128)   (128,)       100,480
-        2   (128, 10)    (10,)         1,290
-    total              float32       101,770
+    layer           W        b  parameters
+        1  (784, 128)   (128,)     100,480
+        2   (128, 10)    (10,)       1,290
+    total              float32     101,770
     """
     validation.check_params(params)
     rows = [(str(l), str(W.shape), str(b.shape), f"{W.size + b.size:,}") for l, (W, b) in enumerate(params, 1)]

@@ -58,8 +58,8 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
 def scale_pixels(key: Array | None, x: Array) -> Array:
     """The default transform: uint8 pixels to `[0, 1]` float32; anything floating as it is.
 
-    >>> scale_pixels(None, jnp.array([0, 51, 255], jnp.uint8))
-    Array([0. , 0.2, 1. ], dtype=float32)
+    >>> scale_pixels(None, jnp.array([0, 51, 255], jnp.uint8)).tolist()
+    [0.0, 0.2, 1.0]
     """
     del key
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
@@ -339,7 +339,7 @@ def evaluate(
     >>> import funcnet
     >>> params = funcnet.init(jax.random.key(0), (4, 3), weights=funcnet.zeros)
     >>> evaluate(params, jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])).loss
-    Array(1.0986123, dtype=float32)
+    Array(1.0986, dtype=float32)
     """
     _count_samples(params, x, y)
     out = outputs(

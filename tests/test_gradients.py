@@ -51,9 +51,10 @@ def worst_error(cases, **statics):
 
 
 def sizes_of(depth):
-    # Not narrower: with 9 ReLUs a layer, 32 layers map all samples to nearly one point, their deltas cancel in dW,
-    # and the two gradients, both right, differ by over 100 eps of what is left.
-    return (6, *[16] * (depth - 1), 4)
+    # Not narrower: 32 layers of 9 or 16 ReLUs map all samples to nearly one point, their deltas cancel in dW, and the two
+    # gradients differ by up to 120 eps of what is left, each as far from the truth in float64 as the other.
+    width = 16 if depth <= 4 else 32
+    return (6, *[width] * (depth - 1), 4)
 
 
 @pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
