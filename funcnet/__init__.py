@@ -47,16 +47,23 @@ from funcnet.mlp import (
     summary,
     value_and_backward,
 )
+from funcnet.optimizers import Optimizer, adam, adamw, apply_updates, rmsprop, sgd
+from funcnet.regularizers import dropout_masks
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Activation",
     "Loss",
+    "Optimizer",
     "Params",
     "Trace",
+    "adam",
+    "adamw",
+    "apply_updates",
     "backward",
     "count_parameters",
+    "dropout_masks",
     "elu",
     "forward",
     "forward_trace",
@@ -72,6 +79,8 @@ __all__ = [
     "objective",
     "predict",
     "relu",
+    "rmsprop",
+    "sgd",
     "sigmoid",
     "sigmoid_cross_entropy",
     "silu",

@@ -151,14 +151,16 @@ def _parse_idx(file: BinaryIO | gzip.GzipFile, path: Path, max_bytes: int) -> np
         raise ValueError(f"{path}: starts with bytes {magic.hex(' ') or '(none)'}, expected an IDX header: 00 00, a "
                          f"dtype code ({known}), the rank")  # fmt: skip
     dtype, rank = np.dtype(_IDX_DTYPES[magic[2]]), magic[3]
+    if rank > 32:
+        raise ValueError(f"{path}: the header announces {rank} axes, expected at most 32")
     header = file.read(4 * rank)
     if len(header) < 4 * rank:
         raise ValueError(f"{path}: cut short inside the header: {len(header)} bytes of sizes, expected {4 * rank}")
     shape = tuple(np.frombuffer(header, ">u4").tolist())
     expected = prod(shape) * dtype.itemsize
-    if expected > max_bytes:
-        raise ValueError(f"{path}: the header announces {dtype.name} {shape}, {expected:,} bytes, expected at most "
-                         f"{max_bytes:,}; raise max_bytes if you trust it")  # fmt: skip
+    if prod(max(n, 1) for n in shape) * dtype.itemsize > max_bytes:  # also (0, 2^32, 2^32), of no bytes at all
+        raise ValueError(f"{path}: the header announces {dtype.name} {shape}, expected at most {max_bytes:,} "
+                         f"bytes; raise max_bytes if you trust it")  # fmt: skip
     data = file.read(expected + 1)
     if len(data) != expected:
         got = f"only {len(data):,}" if len(data) < expected else "more"

@@ -16,5 +16,7 @@ def import_extra(module: str, extra: str = "train") -> ModuleType:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != module.split(".")[0]:
+            raise  # it is there, but something that it needs is not
         raise ImportError(f"{module.split('.')[0]} is not installed: pip install 'funcnet[{extra}]'") from error

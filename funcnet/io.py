@@ -35,7 +35,7 @@ def save_params(path: str | os.PathLike[str], params: Params, metadata: dict[str
     ([((4, 3), (3,))], 'relu')
     """
     check_params(params)
-    metadata = {"format": FORMAT} | (metadata or {})
+    metadata = (metadata or {}) | {"format": FORMAT}
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError(f"metadata[{key!r}] is {value!r}, expected text for both key and value")
@@ -94,6 +94,8 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds either the old content or the new."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

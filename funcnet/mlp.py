@@ -97,7 +97,7 @@ def forward(
     Args:
       params: `[(W_1, b_1), ..., (W_L, b_L)]`.
       x: floating, `(..., n_0)`.
-      hidden: static; one `Activation` for all hidden layers, or a tuple of `L - 1`.
+      hidden: static; one `Activation` for all hidden layers, or a tuple (not a list) of `L - 1`.
       output: static; the `Activation` of the last layer. Softmax is not one: it lives in the loss, on logits.
       masks: `L` dropout masks or `None`s, `masks[l]` multiplying `a_l`; see `dropout_masks`.
       compute_dtype: static; the dtype of the inputs of matrix products, by default that of all the rest.
@@ -178,7 +178,8 @@ def objective(
       output: static; as in `forward`.
       loss: static; a `Loss`.
       masks: as in `forward`.
-      sample_weight: `(...)`, one weight per sample; weight 0 leaves a sample out. Their sum must not be 0.
+      sample_weight: `(...)`, one weight per sample; weight 0 leaves a sample out, if its loss is finite (0 times NaN
+        is NaN). Their sum must not be 0.
       compute_dtype: static; as in `forward`.
 
     Returns:
@@ -309,10 +310,11 @@ def prepare(params, x, hidden, output, masks, compute_dtype):
     validation.check_params(params)
     x = jnp.asarray(x)
     validation.check_input(params, x)
+    validation.check_compute_dtype(compute_dtype)
+    x = x.astype(_at_least_float32(params[0][0].dtype))
     activations = validation.check_activations(hidden, output, len(params))
     masks = validation.check_masks(masks, [W.shape[0] for W, _ in params], x.shape[:-1])
-    dtype = _at_least_float32(params[0][0].dtype) if compute_dtype is None else jnp.dtype(compute_dtype)
-    return x, activations, masks, dtype
+    return x, activations, masks, x.dtype if compute_dtype is None else jnp.dtype(compute_dtype)
 
 
 def targets_and_shares(y, out, loss, sample_weight) -> tuple[Array, Array]:
@@ -324,8 +326,9 @@ def targets_and_shares(y, out, loss, sample_weight) -> tuple[Array, Array]:
     y = y if is_class_ids(y) else y.astype(out.dtype)
     if sample_weight is None:
         return y, jnp.full(batch_shape, 1 / prod(batch_shape), out.dtype)
-    w = jnp.asarray(sample_weight).astype(out.dtype)
+    w = jnp.asarray(sample_weight)
     validation.check_sample_weight(w, batch_shape)
+    w = w.astype(out.dtype)
     return y, w / jnp.sum(w)
 
 
@@ -363,9 +366,9 @@ def _layer_gradient(W, b, a, delta, dtype) -> tuple[Array, Array]:
 
 
 def _product(spec, p, q, dtype, out_sharding=None) -> Array:
-    """A matrix product of factors cast to `dtype`, accumulated in float32 at least."""
-    p, q = p.astype(dtype), q.astype(dtype)
-    return jnp.einsum(spec, p, q, preferred_element_type=_at_least_float32(dtype), out_sharding=out_sharding)
+    """A matrix product of factors cast to `dtype`, accumulated in the dtype that `p`, an `a` or a `delta`, has."""
+    factors = p.astype(dtype), q.astype(dtype)
+    return jnp.einsum(spec, *factors, preferred_element_type=p.dtype, out_sharding=out_sharding)
 
 
 def _at_least_float32(dtype):

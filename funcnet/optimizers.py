@@ -6,7 +6,7 @@
 
 So an optax transformation works wherever an `Optimizer` does, and the other way round. The parameters may be any
 tree of arrays. A learning rate is a number, a traced array (to `vmap` over), or a schedule: a pure function of the
-number of updates made so far.
+number of updates made so far. States and updates are in float32 at least; `apply_updates` adds in the parameters' dtype.
 """
 
 import math
@@ -76,6 +76,7 @@ def sgd(lr: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Opti
 
     def update(grads, state, params=None):
         del params
+        grads = jax.tree.map(_wide, grads)
         if plain:
             return _scaled(grads, lr, state.step), SgdState(state.step + 1, None)
         velocity = jax.tree.map(lambda v, g: _like(momentum, v) * v + g, state.velocity, grads)
@@ -114,6 +115,7 @@ def rmsprop(lr: LearningRate, decay: float = 0.9, eps: float = 1e-8) -> Optimize
 
     def update(grads, state, params=None):
         del params
+        grads = jax.tree.map(_wide, grads)
         square = jax.tree.map(lambda s, g: decay * s + (1 - decay) * g * g, state.square, grads)
         direction = jax.tree.map(lambda g, s: g * jax.lax.rsqrt(s + eps), grads, square)
         return _scaled(direction, lr, state.step), RmspropState(state.step + 1, square)
@@ -176,6 +178,7 @@ def adamw(
 
     def update(grads, state, params=None):
         t = _float(state.step + 1)
+        grads = jax.tree.map(_wide, grads)
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, grads)
         square = jax.tree.map(lambda s, g: b2 * s + (1 - b2) * g * g, state.square, grads)
 
@@ -186,7 +189,7 @@ def adamw(
         if decays:
             if params is None:
                 raise ValueError("adamw: update needs params, since weights decay: update(grads, state, params)")
-            updates = jax.tree.map(lambda u, p: u + _like(weight_decay, p) * p, updates, params)
+            updates = jax.tree.map(lambda u, p: u + _like(weight_decay, u) * p.astype(u.dtype), updates, params)
         return _scaled(updates, lr, state.step), AdamState(state.step + 1, mean, square)
 
     return Optimizer(init, update)
@@ -302,7 +305,12 @@ def _zero_steps():
 
 
 def _zeros_like(params):
-    return jax.tree.map(jnp.zeros_like, params)
+    """Running means are kept in float32 at least: in bfloat16 0.999 is 1, in float16 1e-8 is 0."""
+    return jax.tree.map(lambda p: jnp.zeros_like(_wide(p)), params)
+
+
+def _wide(leaf):
+    return leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
 
 
 def _like(scalar, leaf):

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from funcnet.activations import Activation, identity, relu
 from funcnet.losses import Loss, is_class_ids, softmax_cross_entropy
-from funcnet.mlp import Hidden, Params, forward, value_and_backward
+from funcnet.mlp import Hidden, Params, forward, targets_and_shares, value_and_backward
 from funcnet.optimizers import Optimizer, apply_updates
 
 Transform = Callable[[Array | None, Array], Array]  # (key, x) -> floating batch; the key is None in evaluation
@@ -79,12 +79,12 @@ def is_correct(out: Array, y: Array) -> Array:
     return (out[..., 0] > 0) == (y > 0 if is_class_ids(y) else y[..., 0] > 0.5)
 
 
-def check_labels(y: ArrayLike, K: int) -> None:
-    """Raise if a class id is outside `[0, K)`; under jit nothing could.
+def check_labels(y: ArrayLike, classes: int) -> None:
+    """Raise if a class id is outside `[0, classes)`; under jit nothing could.
 
     Args:
       y: class ids; targets of a floating dtype pass unseen.
-      K: the number of classes, or of outputs: one output tells two classes apart.
+      classes: how many there are.
 
     Raises:
       ValueError: naming the first offending index and its value.
@@ -96,12 +96,10 @@ def check_labels(y: ArrayLike, K: int) -> None:
     y = np.asarray(y)
     if not np.issubdtype(y.dtype, np.integer):
         return
-    bad = np.argwhere((y < 0) | (y >= max(K, 2)))
+    bad = np.argwhere((y < 0) | (y >= classes))
     if len(bad):
         first = tuple(bad[0].tolist())
-        raise ValueError(
-            f"y[{', '.join(map(str, first))}] is {y[first]}, expected a class id from 0 to {max(K, 2) - 1}"
-        )
+        raise ValueError(f"y[{', '.join(map(str, first))}] is {y[first]}, expected a class id from 0 to {classes - 1}")
 
 
 def shuffle(key: Array, n: int) -> Array:
@@ -220,8 +218,7 @@ def make_epoch(
     >>> int(state.step)
     3
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    _check_batch_size(batch_size)
     step = make_step(
         optimizer,
         transform=transform,
@@ -234,7 +231,7 @@ def make_epoch(
     )
 
     def epoch(state, key, x, y):
-        n = _count_samples(state.params, x, y)
+        n = _count_samples(state.params, x, y, loss)
         x, y = jnp.asarray(x), jnp.asarray(y)
 
         def scan_step(state, batch):
@@ -266,7 +263,7 @@ def first_nonfinite_step(step, state: TrainState, key: Array, x: Array, y: Array
       state whose loss was finite, or the first one if none was.
     """
     step = jax.jit(step)
-    batches = plan_batches(key, _count_samples(state.params, x, y), batch_size)
+    batches = plan_batches(key, len(x), batch_size)
     x, y = jnp.asarray(x), jnp.asarray(y)
     good = state
     for i in range(len(batches.indices)):
@@ -303,6 +300,7 @@ def outputs(
     Returns:
       `(N, K)`.
     """
+    _check_batch_size(batch_size)
     x = jnp.asarray(x)
     n, batch_size = len(x), min(batch_size, len(x))
     transform = transform or scale_pixels
@@ -341,7 +339,7 @@ def evaluate(
     >>> evaluate(params, jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])).loss
     Array(1.0986, dtype=float32)
     """
-    _count_samples(params, x, y)
+    _count_samples(params, x, y, loss)
     out = outputs(
         params,
         x,
@@ -351,20 +349,27 @@ def evaluate(
         output=output,
         compute_dtype=compute_dtype,
     )
-    return _mean_metrics(out, jnp.asarray(y), loss)
+    return _mean_metrics(out, y, loss)
 
 
 @partial(jax.jit, static_argnames="loss")
 def _mean_metrics(out, y, loss):
-    return Metrics(loss.fn(out, y).mean(), is_correct(out, y).astype(out.dtype).mean())
+    y, share = targets_and_shares(y, out, loss, None)
+    return Metrics(jnp.sum(share * loss.fn(out, y)), is_correct(out, y).astype(out.dtype).mean())
 
 
-def _count_samples(params, x, y) -> int:
+def _count_samples(params, x, y, loss) -> int:
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} samples and y {len(y)}, expected as many in both, and at least one")
     if not isinstance(y, Tracer):
-        check_labels(y, params[-1][0].shape[1])
+        K = params[-1][0].shape[1]
+        check_labels(y, 2 if K == 1 and loss is not softmax_cross_entropy else K)  # one logit tells two apart
     return len(x)
+
+
+def _check_batch_size(batch_size):
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
 
 
 def _take(a, indices):

@@ -44,8 +44,9 @@ def check_params(params: Any) -> None:
             raise ValueError(f"layer {l}: W has {W.shape[0]} rows, but layer {l - 1} has {n_in[0]} outputs")
         for name, leaf in (("W", W), ("b", b)):
             if not _is_floating(leaf) or leaf.dtype != dtype:
-                raise ValueError(f"layer {l}: {name} has dtype {leaf.dtype}, expected one floating dtype throughout, "
-                                 f"here {dtype} as in layer 1")  # fmt: skip
+                as_first = f", {dtype} as in layer 1" if jnp.issubdtype(dtype, jnp.floating) else ""
+                raise ValueError(f"layer {l}: {name} has dtype {leaf.dtype}, expected one floating dtype "
+                                 f"throughout{as_first}")  # fmt: skip
         n_in = W.shape[1:]
 
 
@@ -59,6 +60,18 @@ def check_input(params: Any, x: Array) -> None:
         raise ValueError(f"x has shape {x.shape}, expected (..., {n_in}): layer 1 has {n_in} inputs")
     if 0 in x.shape[:-1]:
         raise ValueError(f"x has shape {x.shape}: the batch is empty, and the mean over no samples is not defined")
+
+
+def check_compute_dtype(compute_dtype: Any) -> None:
+    """Check that `compute_dtype` is a floating dtype that JAX has switched on."""
+    if compute_dtype is None:
+        return
+    try:
+        dtype = jnp.dtype(compute_dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"compute_dtype is {compute_dtype!r}, expected a floating dtype, e.g. 'bfloat16'")
 
 
 def check_activations(hidden: Any, output: Any, L: int) -> tuple[Activation, ...]:
@@ -84,6 +97,8 @@ def check_masks(masks: Any, widths: Sequence[int], batch_shape: tuple[int, ...])
     if not isinstance(masks, Sequence) or len(masks) != L:
         raise ValueError(f"masks is {_describe(masks)}, expected {L} of them, for a_0 to a_{L - 1}, None keeping all")
     for l, (mask, n) in enumerate(zip(masks, widths, strict=True)):
+        if mask is not None and not _is_floating(mask):
+            raise ValueError(f"masks[{l}] has dtype {mask.dtype}, expected a floating dtype: 0, or 1 / (1 - rate)")
         if mask is not None and mask.shape != (*batch_shape, n):
             raise ValueError(f"masks[{l}] has shape {mask.shape}, expected {(*batch_shape, n)} as a_{l} has")
     return tuple(masks)
@@ -109,7 +124,9 @@ def check_targets(y: Array, batch_shape: tuple[int, ...], K: int) -> None:
 
 
 def check_sample_weight(sample_weight: Array | None, batch_shape: tuple[int, ...]) -> None:
-    """Check that there is one weight per sample."""
+    """Check that there is one real weight per sample."""
+    if sample_weight is not None and jnp.issubdtype(sample_weight.dtype, jnp.complexfloating):
+        raise ValueError(f"sample_weight has dtype {sample_weight.dtype}, expected a real one")
     if sample_weight is not None and sample_weight.shape != batch_shape:
         raise ValueError(f"sample_weight has shape {sample_weight.shape}, expected {batch_shape}, one per sample")
 

@@ -5,6 +5,7 @@ python scripts/train_mnist.py --hidden-sizes 800 400 --epochs 20
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -93,8 +94,7 @@ def train(config: Config) -> Result:
     network = {"hidden": activations.from_name(config.activation), "compute_dtype": config.compute_dtype}
     step_settings = {**network, "masks": make_masks(config)}
     state = training.init_state(params, optimizer)
-    run_dir = make_run_dir(config, name)
-    say(f"{name}, {len(x):,} training images, on {jax.devices()[0].device_kind}; run folder {run_dir}")
+    say(f"{name}, {len(x):,} training images, on {jax.devices()[0].device_kind}")
     say(summary(params))
 
     began = time.perf_counter()
@@ -106,6 +106,7 @@ def train(config: Config) -> Result:
 
     if "validation" in sets:
         evaluate(state.params, "validation")  # compiles
+    run_dir = make_run_dir(config, name)  # so late that Ctrl-C before leaves nothing behind
     compiled = time.perf_counter()
 
     def find_fault(state, key):
@@ -116,6 +117,7 @@ def train(config: Config) -> Result:
     seconds = {"compile": compiled - began, "run": time.perf_counter() - compiled}
     save_weights(params, config, run_dir)
     write_metrics(run_dir, history)  # Ctrl-C may have come between an epoch and its line
+    say(f"weights saved in {run_dir / WEIGHTS}")
 
     scores = {part: {"samples": len(sets[part][0]), **as_floats(evaluate(params, part))} for part in sets}
     x_test, y_test = map(np.asarray, sets["test"])
@@ -161,11 +163,24 @@ def fit(config, state, key, sets, epoch, evaluate, find_fault, run_dir) -> tuple
 
 def check(config: Config) -> None:
     """Refuse settings that make no sense, before anything is loaded."""
-    for name, least in (("epochs", 0), ("batch_size", 1), ("lr", 0), ("validation", 0), ("seed", 0)):
+    for name, least in (
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("lr", 0),
+        ("weight_decay", 0),
+        ("validation", 0),
+        ("seed", 0),
+    ):
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least {least}")
-    for name in ("dropout", "input_dropout"):
+    activations.from_name(config.activation)
+    if config.run_dir is not None:
+        check_free(config.run_dir)
+    for width in config.hidden_sizes:
+        if width < 1:
+            raise ValueError(f"--hidden-sizes has {width}, expected at least 1")
+    for name in ("dropout", "input_dropout", "momentum"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}, expected a number in [0, 1)")
 
@@ -213,11 +228,16 @@ def make_masks(config: Config) -> training.MakeMasks | None:
 WEIGHTS = "weights.safetensors"
 
 
+def check_free(run_dir: Path) -> None:
+    """Refuse a folder in which a run could overwrite something."""
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise FileExistsError(f"run folder {run_dir}: already there and not an empty folder; give another --run-dir")
+
+
 def make_run_dir(config: Config, name: str) -> Path:
     """A new folder with the configuration in it; it must be writable before anything is trained."""
     run_dir = config.run_dir or Path("runs") / f"{name.lower()}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise FileExistsError(f"run folder {run_dir}: already there and not an empty folder; give another --run-dir")
+    check_free(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         io.write_atomically(run_dir / "config.json", json.dumps(asdict(config), indent=2, default=str).encode())
@@ -254,7 +274,7 @@ def report(result: Result) -> str:
     """The final table."""
     lines = [f"{'':12}{'images':>8}{'loss':>10}{'accuracy':>10}"]
     for part, row in result.scores.items():
-        lines.append(f"{part:12}{row['samples']:8,}{row['loss']:10.4f}{row['accuracy']:10.2%}")
+        lines.append(f"{part:12}{row['samples']:8,}{row['loss']:10.4g}{row['accuracy']:10.2%}")
     recall = np.diag(result.confusion) / np.maximum(result.confusion.sum(1), 1)
     lines += ["", "test recall  " + "  ".join(f"{k}: {r:.1%}" for k, r in enumerate(recall))]
     samples = result.scores["train"]["samples"] * len(result.history)
@@ -291,8 +311,9 @@ def main() -> int:
         say(f"train_mnist: {error}")
         return 1
     except KeyboardInterrupt:
-        say("train_mnist: interrupted before training began; nothing to save")
-        return 130
+        say("train_mnist: interrupted")
+        sys.stderr.flush()
+        os._exit(130)  # XLA may be compiling in other threads, and does not survive an ordinary exit then
     print(report(result))
     return 130 if result.interrupted else 0
 

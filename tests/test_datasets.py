@@ -51,7 +51,9 @@ ZIPPED = gzip.compress(GOOD, mtime=0)
         (ZIPPED[:-9], "the gzip stream is corrupt or cut short"),
         (ZIPPED[:10] + b"\xff" * 9, "the gzip stream is corrupt or cut short"),
         (ZIPPED[:-6] + b"\0" * 6, "the gzip stream is corrupt or cut short: CRC check failed"),
-        (b"\0\0\x08\x03" + b"\xff" * 12, "bytes, expected at most 1,073,741,824; raise max_bytes if you trust it"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, ", expected at most 1,073,741,824 bytes; raise max_bytes if you trust it"),
+        (b"\0\0\x08\x03" + b"\0" * 4 + b"\xff" * 8, ", expected at most 1,073,741,824 bytes; raise max_bytes"),
+        (b"\0\0\x08\xff" + b"\0" * 1020, "the header announces 255 axes, expected at most 32"),
     ],
 )
 def test_what_is_no_idx_file_is_named(tmp_path, content, message):

@@ -212,9 +212,18 @@ def test_half_precision_parameters_cost_their_own_rounding(act, half, error, x64
         assert np.linalg.norm(g.astype(np.float64) - e) <= error * np.linalg.norm(e)
 
 
+def test_a_half_precision_input_is_masked_in_float32():
+    params = [(np.ones((2, 3), np.float32), np.zeros(3, np.float32))]
+    x = jnp.full(2, 40_000, jnp.float16)
+    np.testing.assert_array_equal(funcnet.forward(params, x, masks=(jnp.full(2, 2.0),)), [160_000] * 3)
+
+
 def test_the_dtype_of_the_parameters_decides(x64):
     (params, x, y), _ = make_case(0, (6, 9, 4), (7,), np.float64, weighted=True, masked=True, soft=True)
     params = jax.tree.map(lambda p: p.astype(np.float32), params)
     assert funcnet.forward(params, x).dtype == np.float32
     for by in (funcnet.backward, jax.grad(funcnet.objective)):
         assert all(g.dtype == np.float32 for g in jax.tree.leaves(by(params, x, y)))
+    wide, x, y = oracle.network(0, (6, 9, 4)), jnp.asarray(x), jnp.asarray(y)
+    assert funcnet.forward(wide, x, compute_dtype="bfloat16").dtype == np.float64
+    assert all(g.dtype == np.float64 for g in jax.tree.leaves(funcnet.backward(wide, x, y, compute_dtype="bfloat16")))

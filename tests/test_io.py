@@ -72,6 +72,11 @@ def test_what_is_no_network_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="/no/w: there is no folder .*/no$"):
+        io.save_params(tmp_path / "no" / "w", oracle.network(0, (6, 4), np.float32))
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "w"
     io.save_params(path, oracle.network(0, (6, 4), np.float32))

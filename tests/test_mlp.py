@@ -193,11 +193,15 @@ def bad_calls():
         ("b's width", {"params": [(W, c), (V, c)]}, "layer 1: W has shape (6, 9) and b (4,), expected (n_in, n_out)"),
         ("W's rank", {"params": [(W[0], b), (V, c)]}, "layer 1: W has shape (9,) and b (9,), expected (n_in, n_out)"),
         ("chain", {"params": [(W, b), (W, b)]}, "layer 2: W has 6 rows, but layer 1 has 9 outputs"),
-        ("integer W", {"params": [(W.astype(int), b), (V, c)]}, "layer 1: W has dtype int32, expected one floating"),
+        (
+            "integer W",
+            {"params": [(W.astype(int), b), (V, c)]},
+            "layer 1: W has dtype int32, expected one floating dtype throughout",
+        ),
         (
             "mixed dtypes",
             {"params": [(W, b), (V.astype(np.float16), c)]},
-            "layer 2: W has dtype float16, expected one floating dtype throughout, here float32 as in layer 1",
+            "layer 2: W has dtype float16, expected one floating dtype throughout, float32 as in layer 1",
         ),
         ("ids' shape", {"y": y[:3]}, "y has dtype int32, so it holds class ids, and shape (3,), expected (7,)"),
         (
@@ -207,6 +211,14 @@ def bad_calls():
         ),
         ("boolean y", {"y": y > 0}, "y has dtype bool, expected an integer dtype (class ids) or a floating one"),
         ("weights", {"sample_weight": np.ones(3)}, "sample_weight has shape (3,), expected (7,), one per sample"),
+        (
+            "complex weights",
+            {"sample_weight": np.ones(7, complex)},
+            "sample_weight has dtype complex64, expected a real",
+        ),
+        ("boolean masks", {"masks": [x > 0, None]}, "masks[0] has dtype bool, expected a floating dtype"),
+        ("integer products", {"compute_dtype": jnp.int32}, "expected a floating dtype, e.g. 'bfloat16'"),
+        ("unknown dtype", {"compute_dtype": "bf16"}, "compute_dtype is 'bf16', expected a floating dtype"),
         ("masks' number", {"masks": [None]}, "masks is a list of 1, expected 2 of them, for a_0 to a_1"),
         ("masks' shape", {"masks": [None, np.ones(9)]}, "masks[1] has shape (9,), expected (7, 9) as a_1 has"),
         ("hidden's number", {"hidden": (activations.relu,) * 2}, "hidden is a tuple of 2, expected an Activation or a"),
@@ -223,7 +235,7 @@ def test_what_does_not_fit_is_named(changes, message):
     for function in (funcnet.objective, funcnet.backward, funcnet.value_and_backward):
         with pytest.raises(ValueError, match=re.escape(message)):
             function(**call)
-    if changes.keys() <= {"params", "x", "masks", "hidden", "output"}:
+    if changes.keys() <= {"params", "x", "masks", "hidden", "output", "compute_dtype"}:
         call.pop("y")
         with pytest.raises(ValueError, match=re.escape(message)):
             funcnet.forward(**call)

@@ -106,14 +106,18 @@ def test_a_learning_rate_may_be_traced(problem):
             assert max(oracle.errors_in_eps(jax.tree.map(lambda u, i=i: u[i], many), updated(lr, name))) <= 8
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_state_and_updates_have_the_parameters_dtype(dtype):
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_half_precision_parameters_are_updated_in_float32(dtype):
     params = funcnet.init(jax.random.key(0), (4, 3), dtype=dtype)
     for name in ("sgd", "rmsprop", "adam", "adamw"):
         optimizer = getattr(optimizers, name)(jnp.float32(0.1))
         updates, state = optimizer.update(params, optimizer.init(params), params)
-        assert all(u.dtype == dtype for u in jax.tree.leaves(optimizers.apply_updates(params, updates)))
-        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(state) if leaf.ndim)
+        moved = optimizers.apply_updates(params, updates)
+        assert all(p.dtype == dtype and np.isfinite(p.astype(np.float32)).all() for p in jax.tree.leaves(moved))
+        assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state) if leaf.ndim)
+        still = jax.tree.map(jnp.zeros_like, params)  # eps = 1e-8 is 0 in float16
+        updates, _ = optimizer.update(still, optimizer.init(params), still)
+        assert all((u == 0).all() for u in jax.tree.leaves(updates))
 
 
 SCHEDULES = {

@@ -120,6 +120,17 @@ def test_ctrl_c_keeps_what_was_learnt(tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
 
 
+def test_ctrl_c_before_training_leaves_nothing_behind(tmp_path):
+    arguments = ["--dataset", "digits", "--hidden-sizes", *["64"] * 40, "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
+    assert "training images" in process.stderr.readline()  # now it compiles
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "train_mnist: interrupted" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -149,7 +160,8 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ({"epochs": -1}, "--epochs is -1, expected at least 0"),
         ({"validation": 1437}, "--validation is 1437, expected fewer than the 1,437 training images"),
         ({"activation": "swish"}, "unknown activation 'swish', expected one of"),
-        ({"hidden_sizes": (-3,)}, r"sizes\[1\] is -3, expected a whole number"),
+        ({"hidden_sizes": (-3,)}, "--hidden-sizes has -3, expected at least 1"),
+        ({"momentum": 5.0}, r"--momentum is 5.0, expected a number in \[0, 1\)"),
         ({"dropout": 1.0}, r"--dropout is 1.0, expected a number in \[0, 1\)"),
     ],
     ids=str,

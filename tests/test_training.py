@@ -215,9 +215,36 @@ def test_bad_data_is_named(x, y, message):
         training.evaluate(state.params, x, y)
 
 
-def test_bad_batch_size_is_named():
-    with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
-        training.make_epoch(sgd(0.1), batch_size=0)
+@pytest.mark.parametrize("size", [0, -1, 4.0, "4"])
+def test_bad_batch_size_is_named(data, size):
+    message = f"batch_size is {size!r}, expected a whole number of at least 1"
+    with pytest.raises(ValueError, match=message):
+        training.make_epoch(sgd(0.1), batch_size=size)
+    with pytest.raises(ValueError, match=message):
+        training.evaluate(fresh_state(sgd(0.1)).params, *data, batch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (
+            np.zeros((23, 1), np.int32),
+            r"y has dtype int32, so it holds class ids, and shape \(23, 1\), expected \(23,\)",
+        ),
+        (np.zeros(23, np.float32), r"y has dtype float32, so it holds targets, and shape \(23,\), expected \(23, 4\)"),
+        (np.zeros(23, bool), "y has dtype bool, expected an integer dtype"),
+    ],
+)
+def test_evaluation_checks_targets_as_the_objective_does(data, y, message):
+    with pytest.raises(ValueError, match=message):
+        training.evaluate(fresh_state(sgd(0.1)).params, data[0], y)
+
+
+def test_one_logit_has_two_classes_and_one_softmax_class_one():
+    params, x = oracle.network(0, (6, 1), np.float32), np.ones((2, 6), np.float32)
+    assert np.isfinite(training.evaluate(params, x, np.array([0, 1]), loss=funcnet.sigmoid_cross_entropy).loss)
+    with pytest.raises(ValueError, match=r"y\[1\] is 1, expected a class id from 0 to 0"):
+        training.evaluate(params, x, np.array([0, 1]))
 
 
 def test_a_bad_label_under_jit_makes_the_loss_nan(data):
