@@ -6,7 +6,8 @@
 
 So an optax transformation works wherever an `Optimizer` does, and the other way round. The parameters may be any
 tree of arrays. A learning rate is a number, a traced array (to `vmap` over), or a schedule: a pure function of the
-number of updates made so far. States and updates are in float32 at least; `apply_updates` adds in the parameters' dtype.
+number of updates made so far. States and updates are in float32 at least; `apply_updates` converts to the parameters'
+dtypes.
 """
 
 import math

@@ -73,7 +73,7 @@ def test_what_is_no_network_is_not_saved(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="/no/w: there is no folder .*/no$"):
+    with pytest.raises(FileNotFoundError, match=r"/no/w: there is no folder .*/no$"):
         io.save_params(tmp_path / "no" / "w", oracle.network(0, (6, 4), np.float32))
 
 

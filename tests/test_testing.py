@@ -1,0 +1,339 @@
+"""The tester, tested: wrong gradients planted, right ones let through, and what a report says."""
+
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import false_alarms
+import jax
+import jax.numpy as jnp
+import mutants
+import numpy as np
+import oracle
+import pytest
+
+import funcnet
+from funcnet import activations, losses, testing
+from funcnet.activations import Activation
+from funcnet.losses import Loss
+
+
+@pytest.fixture(scope="module")
+def network():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(7, 4)).astype(np.float32), rng.integers(0, 3, 7).astype(np.int32)
+    return oracle.network(0, (4, 5, 5, 3), np.float32), x, y
+
+
+@pytest.mark.parametrize("name", mutants.MUTANTS)
+def test_every_mutant_is_caught(name, dtype):
+    args = mutants.case(mutants.sizes_for(name, (4, 5, 3)), dtype)
+    assert mutants.funcnet_notices(partial(mutants.backward, hooks=mutants.MUTANTS[name]), args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mutants.MUTANTS)
+def test_every_mutant_is_caught_in_a_large_network(name, dtype):
+    args = mutants.case(mutants.sizes_for(name, (784, 256, 10)), dtype)
+    assert mutants.funcnet_notices(partial(mutants.backward, hooks=mutants.MUTANTS[name]), args)
+
+
+@pytest.mark.parametrize("sizes", [(4, 5, 3), (4, 5, 5, 3), (784, 256, 10)])
+def test_the_right_one_is_not(sizes, dtype):
+    report = testing.check_gradients(mutants.objective, partial(mutants.backward, hooks={}), mutants.case(sizes, dtype))
+    assert report.ok, str(report)
+    assert report.worst <= 16
+
+
+def test_no_false_alarm_in_a_short_sweep():
+    rejected, seen = false_alarms.run(12, seed=7, draws=6)
+    assert not rejected, "\n".join(str(report) for _, _, report in rejected)
+    assert seen.total() == 12
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("leading", [(), (7,), (2, 3)])
+def test_backward_with_everything_passes(leading, masked, dtype):
+    rng = np.random.default_rng(0)
+    params = oracle.network(0, (4, 5, 3), dtype)
+    x, y = rng.normal(size=(*leading, 4)).astype(dtype), rng.uniform(size=(*leading, 3)).astype(dtype)
+    arrays = {"sample_weight": rng.uniform(0.5, 1, leading).astype(dtype)}
+    if masked:
+        arrays["masks"] = tuple((rng.uniform(size=(*leading, n)) < 0.7).astype(dtype) for n in (4, 5))
+    settings = {"hidden": activations.gelu, "output": activations.tanh, "loss": losses.sigmoid_cross_entropy}
+    report = testing.check_backward(params, x, y, **arrays, **settings)
+    assert report.ok, str(report)
+    assert [row.leaf for row in report.rows] == [
+        *("layer 1 W", "layer 1 b", "layer 2 W", "layer 2 b"),
+        *("run again", "without jit", "mean of samples", "vmap and loop"),
+    ]
+    assert all("in float64" in row.rungs and "differences" in row.rungs for row in report.rows[:4])
+
+
+@pytest.mark.parametrize("half", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_judged_by_its_own_eps(half, network):
+    params, x, y = network
+    assert testing.check_backward(jax.tree.map(lambda p: jnp.asarray(p, half), params), x, y).ok
+    report = testing.check_backward(params, x, y, compute_dtype=half, hidden=activations.tanh)
+    assert report.ok
+    assert f"jax.grad in {np.dtype(half).name}" in report.rows[0].rungs
+
+
+def wrong(change):
+    """funcnet's backward with a mistake in what it is called with, or in what it gives."""
+
+    def backward(params, x, y, **settings):
+        params, x, y, settings, finish = change(params, x, y, settings)
+        return finish(funcnet.backward(params, x, y, **settings))
+
+    return backward
+
+
+def same(grads):
+    return grads
+
+
+FLAT = Activation("tanh", jnp.tanh, lambda z, a: jnp.ones_like(z))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(jnp.negative, g)), "the sign is wrong"),
+        (lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: 7 * g, g)), "throughout it is 7 times"),
+        (lambda p, x, y, s: (p, x, y, s, lambda g: [g[0], (g[1][0].T, g[1][1]), g[2]]), "layer 2 W: .* transposed"),
+        (
+            lambda p, x, y, s: (p, x, y, s, lambda g: [(g[0][0].at[2, 3].set(0), g[0][1]), *g[1:]]),
+            r"layer 1 W: worst at \(2, 3\): 0, expected .*; 5.00% of the entries are wrong; 1 entries are zero",
+        ),
+        (
+            lambda p, x, y, s: (p, x, y, s, lambda g: [(g[0][0], jnp.full_like(g[0][1], g[0][1].sum())), *g[1:]]),
+            "layer 1 b: .* all entries are the same: summed over the units too",
+        ),
+        (
+            lambda p, x, y, s: (p, x, y, s | {"hidden": FLAT}, same),
+            "exactly what comes out where the derivative of the hidden activation is missing",
+        ),
+        (lambda p, x, y, s: (p, x, (y + 1) % 3, s, same), "exactly what comes out where the class ids are [+]1 off"),
+        (
+            lambda p, x, y, s: (p, x, y, {k: v for k, v in s.items() if k != "masks"}, same),
+            "exactly what comes out where the masks are forgotten",
+        ),
+        (
+            lambda p, x, y, s: (p, x, y, {k: v for k, v in s.items() if k != "sample_weight"}, same),
+            "exactly what comes out where the sample weights are forgotten",
+        ),
+        (
+            lambda p, x, y, s: (p, x, y, s, lambda g: [*[(2 * W, 2 * b) for W, b in g[:2]], g[2]]),
+            "wrong up to layer 2, right after it: look at delta_2",
+        ),
+        (lambda p, x, y, s: (p, x, y, s, lambda g: [(g[0][0].T, g[0][1]), *g[1:]]), r"\(5, 4\), expected .*transposed"),
+        (lambda p, x, y, s: (p, x, y, s, lambda g: g[:2]), "the tree is PyTreeDef"),
+        (lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: g * np.nan, g)), "it is not finite"),
+    ],
+)  # fmt: skip
+def test_the_report_says_what_it_looks_like(network, change, said):
+    params, x, y = network
+    masks = tuple((np.random.default_rng(n).uniform(size=(7, n)) < 0.7).astype(np.float32) for n in (4, 5, 6))
+    arrays = {"masks": (*masks[:2], None), "sample_weight": np.linspace(0.5, 1, 7, dtype=np.float32)}
+    report = testing.check_backward(params, x, y, backward=wrong(change), hidden=activations.tanh, **arrays)
+    assert not report.ok
+    assert str(report).startswith("backward: WRONG\n")
+    assert re.search(said, str(report)), str(report)
+
+
+def test_an_assertion_is_its_report_and_can_be_run_again(network):
+    params, x, y = network
+    broken = [*params[:2], (params[2][0] * np.float32(np.nan), params[2][1])]
+    testing.assert_backward(params, x, y, hidden=activations.leaky_relu(0.3), sample_weight=np.ones(7, np.float32))
+    testing.assert_backward(broken, x, y)  # NaN where jax.grad has NaN
+    twice = wrong(lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: 2 * g, g)))
+    with pytest.raises(AssertionError) as failure:
+        testing.assert_backward(params, x, y, backward=twice, hidden=(activations.leaky_relu(0.3), activations.elu))
+    assert "layer 1 W        (4, 5)" in str(failure.value)
+    script = Path(re.search(r"to reproduce: python (\S+)", str(failure.value))[1])
+    text = script.read_text()
+    assert len(text.splitlines()) == 5
+    assert "hidden=(activations.from_name('leaky_relu(0.3)'), activations.from_name('elu'),)" in text
+    assert "backward=..." in text
+    script.write_text(text.replace("backward=...", "backward=__import__('funcnet').backward"))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("backward: ok")
+
+
+def right_hand(slope):
+    """ReLU with another slope at 0."""
+    fn = activations.relu.fn
+    return Activation("relu", fn, lambda z, a: jnp.where(z == 0, slope, activations.relu.deriv(z, a)))
+
+
+@pytest.mark.parametrize(("slope", "ok"), [(0.0, True), (1.0, True), (0.5, True), (1.5, False), (-0.5, False)])
+def test_at_a_kink_either_side_is_right_and_nothing_else(slope, ok, network):
+    """A unit that is exactly at 0 for two samples of seven."""
+    params, x, y = network
+    x = x.copy()
+    x[2] = x[5] = 0
+    params = [(params[0][0], params[0][1] * np.array([1, 1, 0, 1, 1], np.float32)), *params[1:]]
+
+    def backward(params, x, y, **settings):
+        return funcnet.backward(params, x, y, **settings | {"hidden": right_hand(slope)})
+
+    report = testing.check_backward(params, x, y, backward=backward, hidden=activations.relu)
+    assert report.ok == ok, str(report)
+    assert "2 of 7 samples lie within rounding of a kink" in str(report)
+    assert ("outside the gradients on the two sides" in str(report)) != ok
+
+
+def test_a_mistake_elsewhere_is_found_beside_kinks(network):
+    params, x, y = network
+    x = np.where(np.arange(7)[:, None] == 2, np.float32(0), x)
+    params = [(W, b * 0) for W, b in params]
+    report = testing.check_backward(
+        params, x, y, backward=wrong(lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: 1.0001 * g, g)))
+    )
+    assert not report.ok
+    assert "throughout it is 1.0001 times" in str(report)
+
+
+def test_a_function_with_a_wrong_rule_of_its_own_is_found():
+    @jax.custom_jvp
+    def sine(z):
+        return jnp.sin(z)
+
+    sine.defjvp(lambda primals, tangents: (jnp.sin(primals[0]), 1.01 * jnp.cos(primals[0]) * tangents[0]))
+    fn = lambda p: sine(p).sum()  # noqa: E731
+    report = testing.check_gradients(fn, lambda p: 1.01 * jnp.cos(p), (jnp.linspace(0.1, 1, 5),))
+    assert not report.ok
+    assert "equals jax.grad, but not the differences of the function" in str(report)
+    report = testing.check_gradients(fn, jnp.cos, (jnp.linspace(0.1, 1, 5),))
+    assert "yet the differences of the function side with it, not with jax.grad" in str(report)
+
+
+def test_a_function_of_float32_alone_is_judged_there():
+    fn = lambda p: jnp.sum(p.astype(jnp.float32) ** 2)  # noqa: E731
+    report = testing.check_gradients(fn, lambda p: 2 * p, (jnp.arange(1.0, 4.0),))
+    assert report.ok
+    assert "not judged in float64: TypeError: the value is float32 where the arguments are float64" in str(report)
+    assert not testing.check_gradients(fn, lambda p: 2.0002 * p, (jnp.arange(1.0, 4.0),)).ok
+
+
+def test_any_tree_and_other_arguments():
+    def fn(tree, scale, ids):
+        return scale * jnp.sum(tree["a"][ids] * jnp.exp(tree["b"][0]))
+
+    def grad_fn(tree, scale, ids):
+        e = jnp.exp(tree["b"][0])
+        return {"a": jnp.zeros_like(tree["a"]).at[ids].add(scale * e), "b": (scale * tree["a"][ids].sum() * e,)}
+
+    args = ({"a": jnp.arange(1.0, 5.0), "b": (jnp.float32(0.3),)}, jnp.float32(2), jnp.array([1, 3]))
+    report = testing.check_gradients(fn, grad_fn, args)
+    assert report.ok, str(report)
+    assert [row.leaf for row in report.rows] == ["['a']", "['b'][0]"]
+
+
+@pytest.mark.parametrize("act", [*activations.SHIPPED, activations.leaky_relu(0.5)], ids=lambda act: act.name)
+def test_shipped_activations_pass(act):
+    report = testing.check_activation(act)
+    assert report.ok, str(report)
+
+
+GRIDS = ["float32", "float64", "differences"]
+HARD_TANH = Activation("hard tanh", lambda z: jnp.clip(z, -1, 1), lambda z, a: (jnp.abs(z) < 1).astype(z.dtype))
+
+
+@pytest.mark.parametrize(
+    ("act", "wrong_rows"),
+    [
+        (HARD_TANH, []),
+        (Activation("sine", jnp.sin, lambda z, a: 1.0001 * jnp.cos(z)), GRIDS),
+        (Activation("sine", jnp.sin, lambda z, a: jnp.where(z > 3, 0.0, jnp.cos(z))), GRIDS),
+        (right_hand(2.0), ["kink at 0"]),
+        (Activation("sum", lambda z: z - z.sum(), lambda z, a: jnp.ones_like(z)), GRIDS),
+        (Activation("first", lambda z: z, lambda z, a: jnp.ones_like(z[:1])), ["elementwise"]),
+    ],
+)
+def test_activations_of_a_user_s(act, wrong_rows):
+    report = testing.check_activation(act)
+    assert [row.leaf for row in report.rows if not row.ok] == wrong_rows, str(report)
+
+
+def test_kinks_are_found():
+    assert testing.find_kinks(activations.relu) == (0.0,)
+    assert testing.find_kinks(HARD_TANH) == pytest.approx((-1, 1))
+    shifted = Activation("shifted", lambda z: jnp.abs(z - np.pi), lambda z, a: jnp.sign(z - np.pi))
+    assert testing.find_kinks(shifted) == pytest.approx((np.pi,))
+    for smooth in ("tanh", "elu", "gelu", "silu", "softplus", "sigmoid", "identity"):
+        assert testing.find_kinks(activations.from_name(smooth)) == ()
+
+
+@pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
+def test_shipped_losses_pass(loss):
+    report = testing.check_loss(loss)
+    assert report.ok, str(report)
+
+
+def test_losses_of_a_user_s():
+    quartic = Loss(
+        "quartic", lambda out, y: ((out - y) ** 4).sum(-1), lambda out, y: 4 * (out - y) ** 3, lambda out: out
+    )
+    assert testing.check_loss(quartic, class_ids=False).ok
+    assert not testing.check_loss(quartic._replace(delta=lambda out, y: 4.001 * (out - y) ** 3), class_ids=False).ok
+    mixing = quartic._replace(fn=lambda out, y: ((out - y) ** 4).sum(-1) / len(out))
+    assert "not one value per sample" in str(testing.check_loss(mixing, class_ids=False))
+    bold = losses.softmax_cross_entropy._replace(
+        fn=lambda out, y: losses.softmax_cross_entropy.fn(out, y if y.ndim > 1 else jnp.clip(y, 0, 4))
+    )
+    assert [row.leaf for row in testing.check_loss(bold).rows if not row.ok] == ["ids out of range"]
+
+
+def test_trees_are_close_by_their_largest_entries():
+    a = {"w": np.array([1.0, 1e-6], np.float32)}
+    testing.assert_tree_close({"w": a["w"] + np.float32(1e-6)}, a)
+    with pytest.raises(AssertionError, match=r"\['w'\] .* WRONG .*\n.*worst at \(0,\): 1\.00001\d*, expected 1"):
+        testing.assert_tree_close({"w": a["w"] + np.float32(1e-5)}, a)
+    with pytest.raises(AssertionError, match=r"float32 \(1,\), expected float32 \(2,\)"):
+        testing.assert_tree_close({"w": a["w"][:1]}, a)
+    with pytest.raises(AssertionError, match="the tree is"):
+        testing.assert_tree_close([a["w"]], a)
+
+
+def test_one_cell_of_the_matrix():
+    f, loss, dtype, cells = next(testing.matrix())
+    assert (f, loss, dtype) == ("identity", "softmax_cross_entropy", "float32")
+    assert cells.keys() == set(testing.TRANSFORMS)
+    assert all(error <= 16 for error in cells.values())
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 128])
+def test_batches_of_every_size(n):
+    params = oracle.network(0, (4, 5, 3), np.float32)
+    x, y = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32), np.arange(n) % 3
+    if n == 0:
+        with pytest.raises(ValueError, match="the batch is empty"):
+            testing.check_backward(params, x, y)
+    else:
+        assert testing.check_backward(params, x, y, hidden=activations.tanh).ok
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 1000])
+@pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
+def test_a_bad_label_makes_loss_and_gradient_nan_under_jit(network, loss, bad):
+    params, x, y = network
+    y = np.where(np.arange(7) == 3, bad, y)
+    value, grads = jax.jit(partial(funcnet.value_and_backward, loss=loss, hidden=activations.tanh))(params, x, y)
+    assert np.isnan(value)
+    assert all(np.isnan(g).all() for g in jax.tree.leaves(grads))
+    by_jax = jax.grad(partial(funcnet.objective, loss=loss, hidden=activations.tanh))(params, x, y)
+    assert np.isnan(by_jax[-1][0]).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_inf_in_the_targets_come_through(network, bad):
+    params, x, _ = network
+    y = np.full((7, 3), 0.5, np.float32)
+    y[2, 1] = bad
+    value, grads = funcnet.value_and_backward(params, x, y, loss=funcnet.squared_error)
+    assert not np.isfinite(value)
+    assert not np.isfinite(grads[-1][1][1])
