@@ -164,7 +164,7 @@ def check_grads_notices(gradient, args) -> bool:
 
 def chex_notices(gradient, args) -> bool:
     """Whether `chex.assert_trees_all_close` against `jax.grad` does, with its defaults."""
-    import chex
+    import chex  # pyright: ignore[reportMissingImports]  (in the extra `bench`)
 
     try:
         chex.assert_trees_all_close(gradient(*args), jax.grad(objective)(*args))
