@@ -96,7 +96,7 @@ MUTANTS: dict[str, Hooks] = {
     "two rows of dW swapped": edit(0, 0, lambda g: g.at[jnp.array([0, 1])].set(g[jnp.array([1, 0])])),
     "mask forgotten in dW": {"mask_dW": lambda a, mask: a},
     "mask forgotten in delta": {"mask_delta": lambda delta, mask: delta},
-    "mask not scaled": {"mask_delta": lambda delta, mask: delta * (mask > 0)},
+    "mask not scaled": {"mask_delta": lambda delta, mask: delta * (mask > 0).astype(delta.dtype)},
     "weights forgotten": {"share": lambda w: jnp.full_like(w, 1 / len(w))},
     "weights twice": {"share": lambda w: w**2 / w.sum()},
     "weights not normalised": {"share": lambda w: w / len(w)},
