@@ -69,7 +69,7 @@ def draw(rng, dtype, sizes, leading, ids, masked, weighted):
     return (params, array(numbers(*leading, sizes[0])), y), arrays
 
 
-def run(cases: int, seed: int = 0, draws: int = DRAWS, progress=lambda done: None):
+def run(cases: int, seed: int = 0, draws: int = DRAWS, progress=lambda done, rejected: None):
     """Check `cases` cases; the reports of those that were rejected, and how often each dtype came up."""
     rejected, seen = [], collections.Counter()
     rng = np.random.default_rng(seed + 1)
@@ -82,7 +82,7 @@ def run(cases: int, seed: int = 0, draws: int = DRAWS, progress=lambda done: Non
                 if not report.ok:
                     rejected.append((shape, settings, report))
         jax.clear_caches()  # thousands of programs
-        progress(seen.total())
+        progress(seen.total(), len(rejected))
         if seen.total() == cases:
             break
     return rejected, seen
@@ -96,8 +96,8 @@ def main() -> int:
     options = parser.parse_args()
     start = time.perf_counter()
 
-    def progress(done):
-        print(f"{done:6,} cases, {time.perf_counter() - start:6.0f} s", end="\r", file=sys.stderr)
+    def progress(done, rejected):
+        print(f"{done:6,} cases, {rejected} rejected, {time.perf_counter() - start:6.0f} s", end="\r", file=sys.stderr)
 
     rejected, seen = run(options.cases, options.seed, progress=progress)
     for shape, settings, report in rejected:
