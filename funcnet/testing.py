@@ -174,7 +174,7 @@ def check_backward(
 
     near = _near_kinks(args, statics)
     at_kink = np.asarray(np.concatenate(near, 1).any(1))
-    rows, notes = _judge(fn, reference, by_hand, args, **settings)
+    rows, notes = _judge(fn, reference, by_hand, args, floors=_slope_floors(args, statics), **settings)
     if at_kink.any():
         count = f"{at_kink.sum()} of {len(at_kink)} samples lie within rounding of a kink"
         if all(row.ok for row in rows):
@@ -182,9 +182,10 @@ def check_backward(
         else:
             rows, notes = (), (f"{count}; they are judged one by one, between the gradients on either side",)
             if not at_kink.all():
-                rows, more = _judge(fn, reference, by_hand, _rows_of(args, ~at_kink), **settings)
+                clear = _rows_of(args, ~at_kink)
+                rows, more = _judge(fn, reference, by_hand, clear, floors=_slope_floors(clear, statics), **settings)
                 notes += more
-            rows += _judge_at_kinks(reference, by_hand, args, near)
+            rows += _judge_at_kinks(reference, by_hand, args, near, statics)
     if not at_kink.all():
         rows += _judge_behaviour(by_hand, _rows_of(args, ~at_kink), compute_dtype)
     if not all(row.ok for row in rows):
@@ -395,9 +396,9 @@ def save_case(params: Params, x: Any, y: Any, *, masks: Any = None, sample_weigh
 
 
 def _judge(
-    fn, reference, by_hand, args, *, tolerance, seed, compute_dtype=None
+    fn, reference, by_hand, args, *, tolerance, seed, compute_dtype=None, floors=None
 ) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """Rows, one per leaf of `args[0]`, and notes."""
+    """Rows, one per leaf of `args[0]`, and notes. A difference in float64 below a leaf's floor is `jax.grad`'s own."""
     notes = []
     with jax.default_matmul_precision("highest"):
         got, want = by_hand(*args), reference(*args)
@@ -418,7 +419,10 @@ def _judge(
     for i, name in enumerate(names):
         dtype = want[i].dtype.name if compute_dtype is None else np.dtype(compute_dtype).name
         here = _row(name, got[i], want[i], tolerance, eps[i], f"jax.grad in {dtype}")
-        rows.append(here if wide is None else _widen(here, i, wide, tolerance, seed, got[i], want[i], eps[i]))
+        if wide is not None:
+            floor = 0.0 if floors is None else floors[i]
+            here = _widen(here, i, wide, tolerance, seed, got[i], want[i], eps[i], floor)
+        rows.append(here)
     return tuple(rows), (*notes, *_where_it_starts(rows))
 
 
@@ -453,7 +457,7 @@ def _in_float64(fn, reference, by_hand, args) -> _Wide:
     return _Wide(got, want, _as_arrays(reference(*args32)), float(value), move)
 
 
-def _widen(here, i, wide, tolerance, seed, got, want, eps) -> Row:
+def _widen(here, i, wide, tolerance, seed, got, want, eps, floor) -> Row:
     """A row that stands on the whole ladder, from one that stands on its lowest rung."""
     got64, want64 = wide.got[i], wide.want[i]
     noise = _error(wide.want32[i], want64, _eps(np.float32))
@@ -461,14 +465,12 @@ def _widen(here, i, wide, tolerance, seed, got, want, eps) -> Row:
     double_eps = _eps(np.float64)
     here = _row(here.leaf, got, want, allowed, eps, here.rungs)
     double = _row(here.leaf, got64, want64, max(allowed, FLOAT64_TOLERANCE / double_eps), double_eps, "")
-    if (
-        noise > 100 or not want64.any()
-    ):  # a leaf whose terms cancel, or that is saturated: rounding is what is left of it
-        visible = ROUNDING_FLOOR * max(abs(wide.value), 1.0)
-        if np.abs(got64 - want64).max(initial=0) <= visible * double_eps:
-            double = double._replace(ok=True, fault="")
-        if np.abs(np.asarray(got, np.float64) - want).max(initial=0) <= visible * eps:
-            here = here._replace(ok=True, fault="")
+    if noise > 100 or not want64.any():  # its terms cancel, or it is saturated: rounding is what is left of it
+        floor = max(floor, ROUNDING_FLOOR * max(abs(wide.value), 1.0) * double_eps)
+    if np.abs(np.asarray(got, np.float64) - want).max(initial=0) <= floor / double_eps * eps:
+        here = here._replace(ok=True, fault="")
+    if np.abs(got64 - want64).max(initial=0) <= floor:
+        double = double._replace(ok=True, fault="")
     if not here.ok and _error(got, want64, eps) <= allowed:  # as near the truth as jax.grad is
         here = here._replace(ok=True, fault="")
 
@@ -480,9 +482,9 @@ def _widen(here, i, wide, tolerance, seed, got, want, eps) -> Row:
     verdict = ""
     if want64.size and np.isfinite(got64).all() and np.isfinite(want64).all():
         size = max(float(np.linalg.norm(g)) for g in (got64, want64))
-        agrees, text = _differences(partial(wide.move, i), got64, size, seed)
+        agrees, text = _differences(partial(wide.move, i), got64, size, seed)  # None: they cannot tell
         rungs += [text, _taylor(wide.move(i, _random_direction(seed, got64.shape)), got64, seed)]
-        if row.ok and not agrees:
+        if row.ok and agrees is False:
             verdict = "equals jax.grad, but not the differences of the function: does that carry a derivative rule?"
         elif not row.ok and agrees:
             row = row._replace(
@@ -493,7 +495,7 @@ def _widen(here, i, wide, tolerance, seed, got, want, eps) -> Row:
     return row._replace(ok=row.ok and not verdict, fault=row.fault or verdict, rungs=", ".join(filter(None, rungs)))
 
 
-def _differences(move, gradient, norm, seed) -> tuple[bool, str]:
+def _differences(move, gradient, norm, seed) -> tuple[bool | None, str]:
     """Whether differences along a leaf agree with its gradient where they can tell, and by how much of its norm."""
     worst, judged = 0.0, 0
     if gradient.size <= 16:
@@ -510,7 +512,9 @@ def _differences(move, gradient, norm, seed) -> tuple[bool, str]:
     doubt = (
         "" if judged == len(directions) else f" ({len(directions) - judged} of {len(directions)} noisy or at a kink)"
     )
-    return worst <= DIFFERENCE_TOLERANCE, f"differences {worst:.0e}{doubt}" if judged else f"no differences{doubt}"
+    if not judged:
+        return None, f"no differences{doubt}"
+    return worst <= DIFFERENCE_TOLERANCE, f"differences {worst:.0e}{doubt}"
 
 
 def _central_difference(f) -> tuple[Any, float]:
@@ -519,22 +523,27 @@ def _central_difference(f) -> tuple[Any, float]:
     def slope(h):
         return (45 * (f(h) - f(-h)) - 9 * (f(2 * h) - f(-2 * h)) + (f(3 * h) - f(-3 * h))) / (60 * h)
 
-    best = (0.0, math.inf)
+    f = functools.cache(f)
     here = f(0.0)
     rounding = 8 * np.finfo(np.float64).eps * max(1.0, float(np.max(np.abs(here))))  # of terms that may have cancelled
-    for h in (1e-3, 1e-2, 1e-4, 1e-6):
+    tried = []
+    for h in (1e-3, 1e-2, 1e-4, 1e-5, 1e-6):
         coarse, fine = slope(h), slope(h / 2)
-        noise = max(float(np.max(np.abs(coarse - fine))), rounding / h)
-        if noise < best[1]:
-            best = (fine, noise)
-        if noise <= 1e-10 * float(np.max(np.abs(fine))):
+        tried.append((max(float(np.max(np.abs(coarse - fine))), rounding / h), h, fine))
+        if tried[-1][0] <= 1e-9 * float(np.max(np.abs(fine))):
             break
-    h = 1e-6
-    right, left = (f(h) - here) / h, (here - f(-h)) / h
-    gap = float(np.max(np.abs(right - left)))
-    if gap > 1e-4 * float(np.max(np.abs(right) + np.abs(left))) + 1e-8 * float(np.max(np.abs(here))):
-        return best[0], gap  # a kink, right here
-    return best
+    noise, best_h, best = min(tried, key=lambda estimate: estimate[0])
+    for its_noise, h, fine in tried:  # a kink within reach of the larger step alone: the smaller one knows better
+        apart = float(np.max(np.abs(fine - best)))
+        if h < best_h and apart > 2 * its_noise:
+            noise = max(noise, apart)
+    for h in (1e-3, 1e-5):
+        # g(h) = (f(h) - 2 f(0) + f(-h)) / h is the jump of the slope at 0, and odd powers of h: two are eliminated.
+        g = [(f(t) - 2 * here + f(-t)) / t for t in (h, h / 2, h / 4)]
+        jump = float(np.max(np.abs(g[0] - 10 * g[1] + 16 * g[2]))) / 7
+        if h == 1e-3 or jump > 12 * rounding / h:
+            noise = max(noise, jump)
+    return best, noise
 
 
 def _taylor(f, gradient, seed) -> str:
@@ -572,9 +581,7 @@ def _near_kinks(args, statics) -> list[np.ndarray]:
         if masks is not None and masks[l] is not None:
             a = a * np.asarray(masks[l], np.float64)
         size = np.abs(a) @ np.abs(np.asarray(W, np.float64)) + np.abs(np.asarray(b, np.float64))
-        eps = _eps(
-            passed.get("compute_dtype") or max(np.dtype(W.dtype), np.dtype(np.float32), key=lambda d: d.itemsize)
-        )
+        eps = _eps(passed.get("compute_dtype") or _computed_in(params))
         rounding = KINK_DISTANCE * eps * size
         clear = 2 * KINK_DISTANCE * eps * np.maximum(size, np.abs(z).max() or 1.0)
         reach = np.zeros(z.shape)
@@ -585,35 +592,94 @@ def _near_kinks(args, statics) -> list[np.ndarray]:
     return reaches
 
 
-def _judge_at_kinks(reference, by_hand, args, near, *, most=32) -> tuple[Row, ...]:
+def _judge_at_kinks(reference, by_hand, args, near, statics, *, most=32) -> tuple[Row, ...]:
     """A row for each of the samples at a kink: between the gradients to either side of it."""
-    params = args[0]
     rows = []
     for i in np.flatnonzero(np.concatenate(near, 1).any(1))[:most]:
-        params_i, x, y, masks, _ = _rows_of(args, np.array([i]))
-        got = _as_arrays(by_hand(params_i, x, y, masks, None))
+        sample = _rows_of(args, np.array([i]))[:4]
+        got = _as_arrays(by_hand(*sample, None))
         reach = [layer[i] for layer in near]
-        units = sum(int((layer > 0).sum()) for layer in reach)
-        signs = itertools.product((-1, 1), repeat=units) if units <= 5 else [(-1,) * units, (1,) * units]
-        sides = []
+        floors = _slope_floors((*sample, None), statics)
+        if floors is None:
+            sides, noise, floors = _sides(reference, sample, reach, None), 0.0, [0.0] * len(got)
+        else:
+            sides, coarse = (_sides(reference, sample, reach, dtype) for dtype in (np.float64, np.float32))
+            pairs = zip(itertools.chain(*coarse), itertools.chain(*sides), strict=True)
+            noise = max(_error(at_32, at_64, _eps(np.float32)) for at_32, at_64 in pairs)
+        error = 0.0
+        for leaf, values, floor in zip(got, zip(*sides, strict=True), floors, strict=True):
+            low, high = np.min(values, 0) - floor, np.max(values, 0) + floor
+            outside = np.maximum(np.maximum(low - leaf, leaf - high), 0).max(initial=0)
+            scale = _eps(leaf.dtype) * max(np.abs(low).max(initial=0), np.abs(high).max(initial=0))
+            error = max(error, float(outside) / scale if scale else float(outside > 0) * math.inf)
+        # The sides are taken 128 roundings away, and jax.grad has its own rounding error there.
+        allowed = max(128 * KINK_DISTANCE, NOISE_ALLOWANCE * noise)
+        ok = error <= allowed
+        rungs = f"{sum(int((layer > 0).sum()) for layer in reach)} units at a kink, {allowed:.3g} eps allowed"
+        fault = "" if ok else "outside the gradients on the two sides of its kinks"
+        rows.append(Row(f"sample {i}", sample[1].shape[1:], error, ok, rungs, fault))
+    return tuple(rows)
+
+
+def _sides(reference, sample, reach, dtype) -> list[list[np.ndarray]]:
+    """The reference's gradients, in `dtype`, with each unit at a kink pushed to one side of it or the other."""
+    farther = 1.0 if dtype is None else max(1.0, _eps(dtype) / _eps(_computed_in(sample[0])))  # what it can resolve
+    units = sum(int((layer > 0).sum()) for layer in reach)
+    signs = itertools.product((-1, 1), repeat=units) if units <= 5 else [(-1,) * units, (1,) * units]
+    sides = []
+    with contextlib.nullcontext() if dtype is None else enable_x64(dtype == np.float64):
+        params, x, y, masks = sample if dtype is None else _cast(sample, dtype)
         for sign in signs:
             sign = iter(sign)
-            nudges = [np.array([next(sign) * r if r > 0 else 0.0 for r in layer]) for layer in reach]
+            nudges = [np.array([next(sign) * r * farther if r > 0 else 0.0 for r in layer]) for layer in reach]
             moved = [(W, b + jnp.asarray(nudge, b.dtype)) for (W, b), nudge in zip(params, nudges, strict=True)]
             sides.append(_as_arrays(reference(moved, x, y, masks, None)))
-        error = 0.0
-        for leaf, values in zip(got, zip(*sides, strict=True), strict=True):
-            low, high = np.min(values, 0), np.max(values, 0)
-            outside = np.maximum(np.maximum(low - leaf, leaf - high), 0)
-            scale = _eps(leaf.dtype) * max(np.abs(low).max(initial=0), np.abs(high).max(initial=0))
-            error = max(
-                error, float(outside.max(initial=0)) / scale if scale else float(outside.max(initial=0) > 0) * math.inf
-            )
-        allowed = 128 * KINK_DISTANCE  # the sides are taken 128 roundings away
-        ok = error <= allowed
-        rows.append(Row(f"sample {i}", np.shape(x)[1:], error, ok, f"{units} units at a kink, {allowed:g} eps allowed",
-                        "" if ok else "outside the gradients on the two sides of its kinks"))  # fmt: skip
-    return tuple(rows)
+    return sides
+
+
+# How well `jax.grad` itself can be trusted.
+
+
+def _slope_floors(args, statics) -> list[float] | None:
+    """For each leaf, what an error of eps in every slope makes of the gradient in float64; None under a compute dtype.
+
+    `jax.grad` takes `1 - a^2` for tanh and `1 + a` for elu: right to an eps of 1, and in the far tail a slope is no
+    more than that. How it carries on is measured: random errors in the slopes, and the change scaled to an eps.
+    """
+    if statics.get("compute_dtype") is not None:
+        return None
+    hidden, output = statics.get("hidden", activations.relu), statics.get("output", activations.identity)
+    loss, size = statics.get("loss", losses.softmax_cross_entropy), 1e-8
+    with enable_x64(True):
+        params, x, y, masks, w = _cast(args, np.float64)
+
+        def gradient(draw):
+            rough = partial(_rough, draw=draw, size=size)
+            chain = rough(hidden) if isinstance(hidden, Activation) else tuple(map(rough, hidden))
+            made = backward(params, x, y, hidden=chain, output=rough(output), loss=_rough_loss(loss, draw, size),
+                            masks=masks, sample_weight=w)  # fmt: skip
+            return _as_arrays(made)
+
+        exact, *drawn = map(gradient, (None, 0, 1))
+    changes = [max(np.abs(a - g).max(initial=0.0) for a in draws) for g, *draws in zip(exact, *drawn, strict=True)]
+    return [NOISE_ALLOWANCE * _eps(np.float64) * change / size for change in changes]
+
+
+@functools.lru_cache(256)
+def _rough(f: Activation, draw, size) -> Activation:
+    """The activation with random errors of that size in its slopes; as it is where there is no draw."""
+    return Activation(f.name, f.fn, lambda z, a: f.deriv(z, a) + size * _signs(draw, z)) if draw is not None else f
+
+
+@functools.lru_cache(256)
+def _rough_loss(loss: Loss, draw, size) -> Loss:
+    if draw is None:
+        return loss
+    return loss._replace(delta=lambda out, y: loss.delta(out, y) + size * _signs(draw, out))
+
+
+def _signs(draw, like):
+    return jax.random.rademacher(jax.random.key(draw), like.shape, like.dtype)
 
 
 # How a gradient behaves.
@@ -647,9 +713,13 @@ def _of_samples(by_hand, params, x, y, masks):
 
 
 def _worst_row(name, got, want) -> Row:
-    errors = [_error(g, w, _eps(np.float64)) for g, w in zip(_as_arrays(got), _as_arrays(want), strict=True)]
-    ok = max(errors) <= 1e-9 / _eps(np.float64)
-    return Row(name, (), max(errors), ok, "in float64, to 1e-9", "" if ok else "they differ")
+    """A row for two gradients in float64, leaf by leaf; a leaf that is rounding beside the others cannot differ."""
+    got, want, eps = _as_arrays(got), _as_arrays(want), _eps(np.float64)
+    floor = ROUNDING_FLOOR * eps * max(np.abs(leaf).max(initial=0.0) for leaf in want)
+    pairs = [pair for pair in zip(got, want, strict=True) if not np.abs(pair[0] - pair[1]).max(initial=0.0) <= floor]
+    error = max((_error(g, w, eps) for g, w in pairs), default=0.0)
+    ok = error <= FLOAT64_TOLERANCE / eps
+    return Row(name, (), error, ok, f"in float64, to {FLOAT64_TOLERANCE:g}", "" if ok else "they differ")
 
 
 # What it looks like.
@@ -872,6 +942,10 @@ def _slope(fn, z):
 
 def _tolerance(L: int) -> float:
     return 16.0 if L <= 4 else 64.0 if L <= 32 else 2.0 * L
+
+
+def _computed_in(params):
+    return np.float64 if params[0][0].dtype == np.float64 else np.float32
 
 
 def _eps(dtype) -> float:

@@ -70,19 +70,25 @@ def draw(rng, dtype, sizes, leading, ids, masked, weighted):
 
 
 def run(cases: int, seed: int = 0, draws: int = DRAWS, progress=lambda done, rejected: None):
-    """Check `cases` cases; the reports of those that were rejected, and how often each dtype came up."""
+    """Check `cases` cases; what was rejected, as texts, and how often each dtype came up.
+
+    `progress(done, rejected)` is called after each architecture with the count so far and the new texts.
+    """
     rejected, seen = [], collections.Counter()
     rng = np.random.default_rng(seed + 1)
     for dtype, settings, shape in architectures(seed):
+        new = []
         with testing.enable_x64(dtype == "float64"):
             for _ in range(min(draws, cases - seen.total())):
                 args, arrays = draw(rng, dtype, *shape)
                 report = testing.check_backward(*args, **arrays, **settings)
                 seen[dtype] += 1
                 if not report.ok:
-                    rejected.append((shape, settings, report))
+                    script = testing.save_case(*args, **arrays, **settings)
+                    new.append(f"{dtype} {shape}\n{report}\nto reproduce: python {script}\n")
         jax.clear_caches()  # thousands of programs
-        progress(seen.total(), len(rejected))
+        rejected += new
+        progress(seen.total(), new)
         if seen.total() == cases:
             break
     return rejected, seen
@@ -97,17 +103,10 @@ def main() -> int:
     start = time.perf_counter()
 
     def progress(done, rejected):
-        print(f"{done:6,} cases, {rejected} rejected, {time.perf_counter() - start:6.0f} s", end="\r", file=sys.stderr)
+        print(*rejected, sep="\n", end="")
+        print(f"{done:6,} cases, {time.perf_counter() - start:6.0f} s", end="\r", file=sys.stderr, flush=True)
 
     rejected, seen = run(options.cases, options.seed, progress=progress)
-    for shape, settings, report in rejected:
-        print(
-            shape,
-            {name: getattr(value, "name", value) for name, value in settings.items()},
-            report,
-            sep="\n",
-            end="\n\n",
-        )
     counts = ", ".join(f"{count:,} {dtype}" for dtype, count in sorted(seen.items()))
     print(f"{len(rejected)} of {seen.total():,} right gradients rejected (seed {options.seed}: {counts})")
     return int(bool(rejected))
