@@ -48,6 +48,7 @@ from funcnet.mlp import (
     value_and_backward,
 )
 from funcnet.optimizers import Optimizer, adam, adamw, apply_updates, rmsprop, sgd
+from funcnet.per_sample import clipped_backward, input_backward, per_sample_backward, per_sample_norms
 from funcnet.regularizers import dropout_masks
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "adamw",
     "apply_updates",
     "backward",
+    "clipped_backward",
     "count_parameters",
     "dropout_masks",
     "elu",
@@ -74,9 +76,12 @@ __all__ = [
     "he_uniform",
     "identity",
     "init",
+    "input_backward",
     "leaky_relu",
     "lecun_normal",
     "objective",
+    "per_sample_backward",
+    "per_sample_norms",
     "predict",
     "relu",
     "rmsprop",

@@ -31,8 +31,8 @@ Params = list[tuple[Array, Array]]  # [(W_1, b_1), ..., (W_L, b_L)]
 Hidden = Activation | tuple[Activation, ...]  # one for all hidden layers, or one for each
 Masks = Sequence[Array | None]  # L of them: masks[l] multiplies a_l, l = 0 .. L-1
 
-_FORWARD_STATICS = ("hidden", "output", "compute_dtype")
-_STATICS = (*_FORWARD_STATICS, "loss")
+FORWARD_STATICS = ("hidden", "output", "compute_dtype")
+STATICS = (*FORWARD_STATICS, "loss")
 
 
 class Trace(NamedTuple):
@@ -82,7 +82,7 @@ def init(
     ]
 
 
-@partial(jax.jit, static_argnames=_FORWARD_STATICS)
+@partial(jax.jit, static_argnames=FORWARD_STATICS)
 def forward(
     params: Params,
     x: ArrayLike,
@@ -115,7 +115,7 @@ def forward(
     return forward_sweep(params, *prepare(params, x, hidden, output, masks, compute_dtype)).activations[-1]
 
 
-@partial(jax.jit, static_argnames=_FORWARD_STATICS)
+@partial(jax.jit, static_argnames=FORWARD_STATICS)
 def forward_trace(
     params: Params,
     x: ArrayLike,
@@ -134,7 +134,7 @@ def forward_trace(
     return forward_sweep(params, *prepare(params, x, hidden, output, masks, compute_dtype))
 
 
-@partial(jax.jit, static_argnames=_STATICS)
+@partial(jax.jit, static_argnames=STATICS)
 def predict(
     params: Params,
     x: ArrayLike,
@@ -155,7 +155,7 @@ def predict(
     return loss.predict(forward(params, x, hidden=hidden, output=output, compute_dtype=compute_dtype))
 
 
-@partial(jax.jit, static_argnames=_STATICS)
+@partial(jax.jit, static_argnames=STATICS)
 def objective(
     params: Params,
     x: ArrayLike,
@@ -197,7 +197,7 @@ def objective(
     return jnp.sum(share * loss.fn(out, y))
 
 
-@partial(jax.jit, static_argnames=_STATICS)
+@partial(jax.jit, static_argnames=STATICS)
 def backward(
     params: Params,
     x: ArrayLike,
@@ -236,7 +236,7 @@ def backward(
     )[1]  # fmt: skip
 
 
-@partial(jax.jit, static_argnames=_STATICS)
+@partial(jax.jit, static_argnames=STATICS)
 def value_and_backward(
     params: Params,
     x: ArrayLike,
@@ -266,10 +266,10 @@ def value_and_backward(
     delta_L = loss.delta(a_L, y) * output.deriv(z_L, a_L) * share[..., None]
     deltas = backward_sweep(params, trace, delta_L, activations, masks, dtype)
     grads = [
-        _layer_gradient(W, b, _masked(a, mask), delta, dtype)
-        for (W, b), a, mask, delta in zip(params, trace.activations[:-1], masks, deltas, strict=True)
+        layer_gradient(W, a, delta, dtype)
+        for (W, _), a, delta in zip(params, layer_inputs(trace, masks), deltas, strict=True)
     ]
-    return jnp.sum(share * loss.fn(a_L, y)), _like(params, grads)
+    return jnp.sum(share * loss.fn(a_L, y)), like(params, grads)
 
 
 def count_parameters(params: Params) -> int:
@@ -337,7 +337,7 @@ def forward_sweep(params, x, activations, masks, dtype) -> Trace:
     trace = Trace([], [x])
     a = x
     for (W, b), f, mask in zip(params, activations, masks, strict=True):
-        z = _product("...i,ij->...j", _masked(a, mask), W, dtype)  # (..., n_in) -> (..., n_out)
+        z = product("...i,ij->...j", masked(a, mask), W, dtype)  # (..., n_in) -> (..., n_out)
         z = z + jnp.broadcast_to(b.astype(z.dtype), z.shape)
         a = f.fn(z)
         trace.pre_activations.append(z)
@@ -351,21 +351,26 @@ def backward_sweep(params, trace, delta, activations, masks, dtype) -> list[Arra
     hidden_layers = zip(activations[:-1], trace.pre_activations[:-1], trace.activations[1:-1], strict=True)
     ways_on = zip(params[1:], masks[1:], strict=True)  # from a hidden layer to the next: its mask, the next W
     for (f, z, a), ((W, _), mask) in reversed(list(zip(hidden_layers, ways_on, strict=True))):
-        delta = _product("...j,ij->...i", delta, W, dtype)  # (..., n_out) -> (..., n_in)
-        delta = _masked(delta, mask) * f.deriv(z, a)
+        delta = product("...j,ij->...i", delta, W, dtype)  # (..., n_out) -> (..., n_in)
+        delta = masked(delta, mask) * f.deriv(z, a)
         deltas.append(delta)
     return deltas[::-1]
 
 
-def _layer_gradient(W, b, a, delta, dtype) -> tuple[Array, Array]:
+def layer_inputs(trace, masks) -> list[Array]:
+    """`[a_0, ..., a_{L-1}]` under their masks: what the layers multiply."""
+    return [masked(a, mask) for a, mask in zip(trace.activations[:-1], masks, strict=True)]
+
+
+def layer_gradient(W, a, delta, dtype) -> tuple[Array, Array]:
     """`dW[i, j] = sum a[..., i] delta[..., j]` and `db[j] = sum delta[..., j]`, summed over all samples."""
     # Sharded like W: where a mesh's axes are explicit, a contraction over a sharded batch must say what comes out.
-    dW = _product("...i,...j->ij", a, delta, dtype, out_sharding=jax.typeof(W).sharding)
+    dW = product("...i,...j->ij", a, delta, dtype, out_sharding=jax.typeof(W).sharding)
     db = jnp.sum(delta, axis=tuple(range(delta.ndim - 1)))
-    return dW.astype(W.dtype), db.astype(b.dtype)
+    return dW, db
 
 
-def _product(spec, p, q, dtype, out_sharding=None) -> Array:
+def product(spec, p, q, dtype, out_sharding=None) -> Array:
     """A matrix product of factors cast to `dtype`, accumulated in the dtype that `p`, an `a` or a `delta`, has."""
     factors = p.astype(dtype), q.astype(dtype)
     return jnp.einsum(spec, *factors, preferred_element_type=p.dtype, out_sharding=out_sharding)
@@ -375,10 +380,12 @@ def _at_least_float32(dtype):
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-def _masked(a, mask) -> Array:
+def masked(a, mask) -> Array:
+    """`a * mask`; `None` keeps all."""
     return a if mask is None else a * mask.astype(a.dtype)
 
 
-def _like(params, grads) -> Params:
-    """`grads` as the very tree that `params` is: a layer may be a list, or a tuple with names."""
-    return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(grads))
+def like(params, grads) -> Params:
+    """`grads` as the very tree that `params` is (a layer may be a list, or a tuple with names), and of its dtype."""
+    dtype = params[0][0].dtype
+    return jax.tree.unflatten(jax.tree.structure(params), [g.astype(dtype) for g in jax.tree.leaves(grads)])

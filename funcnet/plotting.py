@@ -4,7 +4,7 @@ No global state: no `pyplot`, no style sheet left behind. Colours are told apart
 (Okabe and Ito 2008; viridis).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,14 @@ from jax.typing import ArrayLike
 
 from funcnet.extras import import_extra
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
-_STYLES = ({"color": BLUE}, {"color": ORANGE, "linestyle": "--"})
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
+_STYLES = (
+    {"color": BLUE},
+    {"color": ORANGE, "linestyle": "--"},
+    {"color": GREEN, "linestyle": "-."},
+    {"color": PURPLE, "linestyle": ":"},
+)
+_CLASSES = ({"color": BLUE, "marker": "o"}, {"color": ORANGE, "marker": "^"})
 
 
 def _figure(width: float, height: float, title: str) -> Any:
@@ -92,9 +98,25 @@ def worst_mistakes(x: ArrayLike, y: ArrayLike, p: ArrayLike, *, rows: int = 4, c
     worst = np.argsort(right)[: rows * columns]
     worst = worst[predicted[worst] != y[worst]]
     titles = [f"{y[i]}\N{RIGHTWARDS ARROW}{predicted[i]}\n{right[i]:.0e} | {taken[i]:.0%}" for i in worst]
-    figure = _figure(1.15 * columns, 1.45 * rows + 0.6, "Worst mistakes: true\N{RIGHTWARDS ARROW}predicted, "
-                     "and the probability given to either")  # fmt: skip
-    return _grid(figure, x[worst], titles, rows, columns, "gray_r")
+    title = "Worst mistakes: true\N{RIGHTWARDS ARROW}predicted, and the probability given to either"
+    return images(x[worst], titles, title=title, rows=rows, columns=columns)
+
+
+def images(x: ArrayLike, titles: Sequence[str], *, title: str, rows: int = 4, columns: int = 8) -> Any:
+    """Images in a grid, each under its own title.
+
+    Args:
+      x: images `(N, pixels)`, square.
+      titles: one for each.
+      title: of the whole.
+      rows: of the grid.
+      columns: of the grid.
+
+    Returns:
+      The figure.
+    """
+    figure = _figure(1.15 * columns, 1.45 * rows + 0.6, title)
+    return _grid(figure, np.asarray(x), titles, rows, columns, "gray_r")
 
 
 def first_layer_weights(W: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any:
@@ -115,6 +137,132 @@ def first_layer_weights(W: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any
     figure = _figure(1.15 * columns, 1.2 * rows + 0.6, f"First-layer weights of the {len(strongest)} units with the "
                      f"largest norms: blue {-limit:.2f}, white 0, red {limit:.2f}")  # fmt: skip
     return _grid(figure, images, [f"unit {i}" for i in strongest], rows, columns, "RdBu_r", -limit, limit)
+
+
+def lines(values: Mapping[str, ArrayLike], *, title: str, x_label: str, y_label: str, log: bool = False) -> Any:
+    """Named sequences over `1, 2, ...`.
+
+    Args:
+      values: a sequence for each name, four at most.
+      title: what to see.
+      x_label: with its unit.
+      y_label: with its unit.
+      log: a logarithmic vertical axis.
+
+    Returns:
+      The figure.
+    """
+    figure = _figure(6.4, 3.6, title)
+    axes = figure.subplots()
+    for (name, sequence), style in zip(values.items(), _STYLES, strict=False):
+        sequence = np.asarray(sequence)
+        axes.plot(np.arange(1, len(sequence) + 1), sequence, label=name, **style)
+    axes.set(xlabel=x_label, ylabel=y_label, **({"yscale": "log"} if log else {}))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def fit(x: ArrayLike, y: ArrayLike, curves: Mapping[str, ArrayLike], *, title: str) -> Any:
+    """Points of one variable, and curves through them.
+
+    Args:
+      x: `(N,)`, in ascending order.
+      y: `(N,)`.
+      curves: values `(N,)` for each name.
+      title: what to see.
+
+    Returns:
+      The figure.
+    """
+    figure = _figure(6.4, 3.6, title)
+    axes = figure.subplots()
+    axes.plot(x, y, ".", color=GREY, markersize=4, label="data")
+    for (name, values), style in zip(curves.items(), _STYLES, strict=False):
+        axes.plot(x, values, label=name, **style)
+    axes.set(xlabel="x", ylabel="y")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def space(
+    frames: Callable[[np.ndarray], Sequence[tuple[str, np.ndarray]]],
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    line: tuple[np.ndarray, float],
+) -> Any:
+    """Two classes of points, and a grid of the plane, carried through maps of the plane one after the other.
+
+    Args:
+      frames: `points (N, 2) -> [(title, points (N, 2)), ...]`, one for each panel.
+      x: points `(N, 2)`.
+      y: class ids 0 and 1, `(N,)`.
+      line: `(w, b)`: in the last panel the line `w . point + b = 0` is drawn.
+
+    Returns:
+      The figure.
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    low, high = x.min(), x.max()
+    ticks, along = np.linspace(low, high, 13), np.linspace(low, high, 121)
+    grid = [np.stack([np.full_like(along, tick), along], 1) for tick in ticks]
+    grid += [points[:, ::-1] for points in grid]
+    panels = frames(x)
+    carried = [frames(points) for points in grid]
+    figure = _figure(3.1 * len(panels), 3.5, "What a layer does to space: turn and stretch, move, bend")
+    for i, (axes, (title, points)) in enumerate(zip(figure.subplots(1, len(panels)), panels, strict=True)):
+        for frame in carried:
+            axes.plot(*frame[i][1].T, color=GREY, linewidth=0.5, alpha=0.6)
+        for k, style in enumerate(_CLASSES):
+            axes.scatter(*points[y == k].T, s=9, **style, label=f"class {k}", zorder=2)
+        axes.set_title(title, fontsize=10)
+        axes.set_aspect("equal", "box")
+        axes.tick_params(labelsize=7)
+        axes.locator_params(nbins=5)
+        if i == len(panels) - 1:
+            w, b = line
+            foot, way = -b * w / (w @ w), np.array([-w[1], w[0]]) / np.linalg.norm(w)
+            bounds = axes.axis()
+            axes.plot(*np.stack([foot - 9 * way, foot + 9 * way], 1), color="black", label="the last layer's line")
+            axes.axis(bounds)
+            axes.legend(fontsize=7, loc="best")
+    return figure
+
+
+def decision_boundary(
+    x: ArrayLike, y: ArrayLike, probability: Callable[[np.ndarray], ArrayLike], losses: ArrayLike
+) -> Any:
+    """The loss by step; and what a network with two inputs says everywhere, with the points that it was fitted to.
+
+    Args:
+      x: points `(N, 2)`.
+      y: class ids 0 and 1, `(N,)`.
+      probability: `points (M, 2) -> (M,)`, of class 1.
+      losses: before each step.
+
+    Returns:
+      The figure.
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    figure = _figure(9, 3.6, "The loss falls at every step, until a bent line separates the two classes")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
+    left.plot(losses, **_STYLES[0])
+    left.set(xlabel="step", ylabel="mean loss (nats)", ylim=(0, None))
+    left.grid(alpha=0.3)
+    (x_low, y_low), (x_high, y_high) = x.min(0) - 0.3, x.max(0) + 0.3
+    across, up = np.meshgrid(np.linspace(x_low, x_high, 160), np.linspace(y_low, y_high, 120))
+    p = np.asarray(probability(np.stack([across.ravel(), up.ravel()], 1).astype(x.dtype))).reshape(across.shape)
+    shades = right.contourf(across, up, p, levels=np.linspace(0, 1, 11), cmap="PuOr_r", alpha=0.6)
+    right.contour(across, up, p, levels=[0.5], colors="black")
+    for k, style in enumerate(_CLASSES):
+        right.scatter(*x[y == k].T, s=14, edgecolors="white", linewidths=0.4, **style, label=f"class {k}")
+    figure.colorbar(shades, ax=right, label="probability of class 1; black: 1/2")
+    right.set(xlabel="x_1", ylabel="x_2")
+    right.legend(fontsize=8, loc="upper right")
+    return figure
 
 
 def _grid(figure, images, titles, rows, columns, cmap, vmin=None, vmax=None) -> Any:

@@ -16,21 +16,6 @@ from funcnet.testing import enable_x64
 LEADING = [(), (7,), (3, 5)]
 
 
-def make_case(seed, sizes, leading, dtype, *, weighted, masked, soft=False):
-    """Arguments of `backward`, drawn by NumPy: `(params, x, y)` and a dictionary."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(*leading, sizes[0])).astype(dtype)
-    K = sizes[-1]
-    y = rng.uniform(size=(*leading, K)).astype(dtype) if soft else rng.integers(0, K, leading).astype(np.int32)
-    arrays = {}
-    if weighted:
-        arrays["sample_weight"] = rng.uniform(0.1, 1, size=leading).astype(dtype)
-    if masked:
-        kept = [rng.uniform(size=(*leading, n)) < 0.8 for n in sizes[:-1]]
-        arrays["masks"] = [(mask / 0.8).astype(dtype) for mask in kept]
-    return (oracle.network(seed, sizes, dtype), x, y), arrays
-
-
 def worst_error(cases, **statics):
     """The largest error in eps of `backward` against `jax.grad`, over many cases compiled as one program."""
 
@@ -68,19 +53,12 @@ def own_rounding(cases, **statics):
     return max(oracle.errors_in_eps(gradients(np.float32), exact))
 
 
-def sizes_of(depth):
-    # Not narrower: 32 layers of 9 or 16 ReLUs map all samples to nearly one point, their deltas cancel in dW, and the
-    # two gradients differ by up to 120 eps of what is left, each as far from the truth in float64 as the other.
-    width = 16 if depth <= 4 else 32
-    return (6, *[width] * (depth - 1), 4)
-
-
 @pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
 @pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
 def test_equals_jax_grad(act, loss, dtype):
     settings = [((7,), True, True, False), ((3, 5), False, False, True)]
     cases = [
-        make_case(seed, sizes_of(4), leading, dtype, weighted=weighted, masked=masked, soft=soft)
+        oracle.make_case(seed, oracle.sizes_of(4), leading, dtype, weighted=weighted, masked=masked, soft=soft)
         for seed, (leading, weighted, masked, soft) in enumerate(settings)
     ]
     assert worst_error(cases, hidden=act, loss=loss) <= 16
@@ -88,7 +66,10 @@ def test_equals_jax_grad(act, loss, dtype):
 
 @pytest.mark.parametrize("depth", [1, 2, 32])
 def test_equals_jax_grad_at_every_depth(depth, dtype):
-    cases = [make_case(depth, sizes_of(depth), leading, dtype, weighted=True, masked=True) for leading in LEADING]
+    cases = [
+        oracle.make_case(depth, oracle.sizes_of(depth), leading, dtype, weighted=True, masked=True)
+        for leading in LEADING
+    ]
     assert worst_error(cases) <= (16 if depth <= 4 else 64)
 
 
@@ -98,7 +79,7 @@ def test_equals_jax_grad_at_every_depth(depth, dtype):
 @pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
 def test_equals_jax_grad_everywhere(act, loss, depth, dtype, record_property):
     cases = [
-        make_case(depth, sizes_of(depth), leading, dtype, weighted=weighted, masked=masked)
+        oracle.make_case(depth, oracle.sizes_of(depth), leading, dtype, weighted=weighted, masked=masked)
         for leading, weighted, masked in itertools.product(LEADING, (False, True), (False, True))
     ]
     worst = worst_error(cases, hidden=act, loss=loss)
@@ -112,13 +93,15 @@ def test_equals_jax_grad_everywhere(act, loss, depth, dtype, record_property):
 @pytest.mark.parametrize("output", [activations.sigmoid, activations.tanh, activations.softplus], ids=lambda a: a.name)
 @pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
 def test_any_loss_works_with_any_output_activation(output, loss, dtype):
-    cases = [make_case(0, (6, 9, 4), (7,), dtype, weighted=True, masked=True, soft=soft) for soft in (False, True)]
+    cases = [
+        oracle.make_case(0, (6, 9, 4), (7,), dtype, weighted=True, masked=True, soft=soft) for soft in (False, True)
+    ]
     assert worst_error(cases, hidden=activations.tanh, output=output, loss=loss) <= 16
 
 
 def test_each_hidden_layer_may_have_its_own_activation(dtype):
     hidden = (activations.relu, activations.gelu, activations.leaky_relu(0.2))
-    cases = [make_case(0, sizes_of(4), (7,), dtype, weighted=False, masked=False)]
+    cases = [oracle.make_case(0, oracle.sizes_of(4), (7,), dtype, weighted=False, masked=False)]
     assert worst_error(cases, hidden=hidden) <= 16
     (params, x, _), _ = cases[0]
     a = np.asarray(x, np.float64)
@@ -131,7 +114,7 @@ def test_each_hidden_layer_may_have_its_own_activation(dtype):
 @pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
 @pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
 def test_equals_the_complex_step(act, loss, soft, x64):
-    args, arrays = make_case(3, (5, 4, 6, 3), (7,), np.float64, weighted=True, masked=True, soft=soft)
+    args, arrays = oracle.make_case(3, (5, 4, 6, 3), (7,), np.float64, weighted=True, masked=True, soft=soft)
     by_hand = funcnet.backward(*args, hidden=act, loss=loss, **arrays)
     truth = oracle.gradient(*args, hidden=act.name, loss=loss.name, **arrays)
     assert max(oracle.errors_in_eps(by_hand, truth)) <= 64
@@ -141,14 +124,14 @@ def test_equals_the_complex_step(act, loss, soft, x64):
 
 @pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
 def test_mean_of_samples_is_the_batch(loss, dtype):
-    (params, x, y), _ = make_case(0, (20, 16, 4), (32,), dtype, weighted=False, masked=False)
+    (params, x, y), _ = oracle.make_case(0, (20, 16, 4), (32,), dtype, weighted=False, masked=False)
     rows = jax.vmap(partial(funcnet.backward, loss=loss), (None, 0, 0))(params, x, y)
     mean = jax.tree.map(lambda g: g.mean(0), rows)
     assert max(oracle.errors_in_eps(mean, funcnet.backward(params, x, y, loss=loss))) <= 8
 
 
 def test_weights_are_a_weighted_mean(dtype):
-    (params, x, y), arrays = make_case(0, (6, 9, 4), (7,), dtype, weighted=True, masked=False)
+    (params, x, y), arrays = oracle.make_case(0, (6, 9, 4), (7,), dtype, weighted=True, masked=False)
     w = arrays["sample_weight"]
     rows = jax.vmap(funcnet.backward, (None, 0, 0))(params, x, y)
     mean = jax.tree.map(lambda g: jnp.tensordot(w, g, 1) / w.sum(), rows)
@@ -182,7 +165,7 @@ def transformed(name, gradient, params, x, y):
 @pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
 @pytest.mark.parametrize("name", ["jit", "vmap", "vmap over networks", "scan", "jvp", "grad", "remat", "disable_jit"])
 def test_equals_jax_grad_under(name, loss, dtype):
-    (params, x, y), _ = make_case(0, (6, 9, 9, 4), (6,), dtype, weighted=False, masked=False)
+    (params, x, y), _ = oracle.make_case(0, (6, 9, 9, 4), (6,), dtype, weighted=False, masked=False)
     statics = {"hidden": activations.silu, "loss": loss}
     by_hand = transformed(name, partial(funcnet.backward, **statics), params, x, y)
     by_jax = transformed(name, jax.grad(partial(funcnet.objective, **statics)), params, x, y)
@@ -191,7 +174,7 @@ def test_equals_jax_grad_under(name, loss, dtype):
 
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 def test_a_batch_sharded_over_devices(axis_type):
-    (params, x, y), arrays = make_case(0, (6, 8, 4), (8,), np.float32, weighted=True, masked=True)
+    (params, x, y), arrays = oracle.make_case(0, (6, 8, 4), (8,), np.float32, weighted=True, masked=True)
     whole = funcnet.backward(params, x, y, **arrays)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType[axis_type],))
 
@@ -209,7 +192,7 @@ def test_a_batch_sharded_over_devices(axis_type):
 
 @pytest.mark.parametrize("compute_dtype", [jnp.bfloat16, "float16"])
 def test_compute_dtype_is_for_products_only(compute_dtype):
-    (params, x, y), _ = make_case(0, (20, 16, 16, 4), (64,), np.float32, weighted=False, masked=False)
+    (params, x, y), _ = oracle.make_case(0, (20, 16, 16, 4), (64,), np.float32, weighted=False, masked=False)
     statics = {"hidden": activations.tanh}  # smooth: a rounded z may be on the other side of a kink
     exact = funcnet.backward(params, x, y, **statics)
     for by in (funcnet.backward, jax.grad(funcnet.objective)):
@@ -223,7 +206,7 @@ def test_compute_dtype_is_for_products_only(compute_dtype):
 @pytest.mark.parametrize(("half", "error"), [(jnp.float16, 5e-4), (jnp.bfloat16, 3e-3)])
 @pytest.mark.parametrize("act", [activations.relu, activations.tanh], ids=lambda act: act.name)
 def test_half_precision_parameters_cost_their_own_rounding(act, half, error, x64):
-    (params, x, y), _ = make_case(0, (20, *[32] * 8, 4), (64,), np.float64, weighted=False, masked=False)
+    (params, x, y), _ = oracle.make_case(0, (20, *[32] * 8, 4), (64,), np.float64, weighted=False, masked=False)
     params = jax.tree.map(lambda p: jnp.asarray(p, half), params)  # 9 layers
     exact = funcnet.backward(jax.tree.map(lambda p: p.astype(np.float64), params), x, y, hidden=act)
     by_hand = funcnet.backward(params, x, y, hidden=act)
@@ -240,7 +223,7 @@ def test_a_half_precision_input_is_masked_in_float32():
 
 
 def test_the_dtype_of_the_parameters_decides(x64):
-    (params, x, y), _ = make_case(0, (6, 9, 4), (7,), np.float64, weighted=True, masked=True, soft=True)
+    (params, x, y), _ = oracle.make_case(0, (6, 9, 4), (7,), np.float64, weighted=True, masked=True, soft=True)
     params = jax.tree.map(lambda p: p.astype(np.float32), params)
     assert funcnet.forward(params, x).dtype == np.float32
     for by in (funcnet.backward, jax.grad(funcnet.objective)):

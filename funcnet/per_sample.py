@@ -1,0 +1,361 @@
+"""What a hand-written backward gives that autodiff hides: the gradient of every sample, at the price of one pass.
+
+A sweep over a batch holds each sample's `a_{l-1}` and `delta_l`, and a sample's gradient is their outer product. So its
+norm is `|dW_l|^2 = |a_{l-1}|^2 |delta_l|^2`, `|db_l|^2 = |delta_l|^2`, and a weighted sum of gradients is one matrix
+product with weighted deltas: norms, clipping and variances need no gradient of any single sample in memory.
+Goodfellow, Efficient per-example gradient computations, 2015.
+
+A sample's gradient is that of its own loss, with no `1 / N` and no weight; `sample_weight` weighs samples in a mean.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from funcnet import mlp
+from funcnet.activations import Activation, identity, relu
+from funcnet.losses import Loss, softmax_cross_entropy
+from funcnet.mlp import Hidden, Masks, Params
+
+
+class Moments(NamedTuple):
+    """The mean of the samples' gradients and their variance around it, entry by entry."""
+
+    mean: Params  # equal to `backward`
+    variance: Params  # not negative
+
+
+class NoiseScale(NamedTuple):
+    """How noisy the gradient of one sample is, estimated without bias from one batch."""
+
+    ratio: Array  # (), trace / squared_norm: the batch size at which signal and noise are equal
+    trace: Array  # (), of the covariance of a sample's gradient
+    squared_norm: Array  # (), of the expected gradient; an estimate, so it may be negative
+
+
+@partial(jax.jit, static_argnames=mlp.STATICS)
+def per_sample_backward(
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    hidden: Hidden = relu,
+    output: Activation = identity,
+    loss: Loss = softmax_cross_entropy,
+    masks: Masks | None = None,
+    compute_dtype: DTypeLike | None = None,
+) -> Params:
+    """The gradient of every sample's own loss, `dW_l[n] = a_{l-1}[n]^T delta_l[n]`, `db_l[n] = delta_l[n]`.
+
+    Their mean over the samples is `backward`. It takes `N` times the memory of the parameters; the functions below do
+    without.
+
+    Args and errors as in `funcnet.objective`, except that there is no `sample_weight`.
+
+    Returns:
+      The tree of `params`, each leaf with the leading axes `(...)` of `x` in front.
+
+    >>> params = mlp.init(jax.random.key(0), (4, 8, 3))
+    >>> grads = per_sample_backward(params, jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1]))
+    >>> [(dW.shape, db.shape) for dW, db in grads]
+    [((5, 4, 8), (5, 8)), ((5, 8, 3), (5, 3))]
+    """
+    inputs, deltas, _, dtype = sweeps(params, x, y, hidden, output, loss, masks, None, compute_dtype)
+    grads = []
+    for a, delta in zip(inputs, deltas, strict=True):
+        rounded_a, rounded_delta = (v.astype(dtype).astype(v.dtype) for v in (a, delta))
+        dW = rounded_a[..., :, None] * rounded_delta[..., None, :]  # (..., n_in), (..., n_out) -> (..., n_in, n_out)
+        grads.append((dW, delta))
+    return mlp.like(params, grads)
+
+
+@partial(jax.jit, static_argnames=(*mlp.STATICS, "per_leaf"))
+def per_sample_norms(
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    hidden: Hidden = relu,
+    output: Activation = identity,
+    loss: Loss = softmax_cross_entropy,
+    masks: Masks | None = None,
+    compute_dtype: DTypeLike | None = None,
+    per_leaf: bool = False,
+) -> Array | Params:
+    """The norm of every sample's gradient, `|g[n]|^2 = sum_l |delta_l[n]|^2 (|a_{l-1}[n]|^2 + 1)`.
+
+    Args and errors as in `per_sample_backward`, and `per_leaf`, static: a norm for each `W` and `b` instead of one for
+    all. A gradient whose square the dtype cannot hold (below 1e-19 or above 1e19 in float32) gives 0 or infinity.
+
+    Returns:
+      `(...)`, the leading axes of `x`; with `per_leaf` the tree of `params`, each leaf of that shape.
+
+    >>> from funcnet import zeros
+    >>> params = mlp.init(jax.random.key(0), (4, 3), weights=zeros)
+    >>> per_sample_norms(params, jnp.ones((2, 4)), jnp.array([0, 2]))  # |softmax - y| sqrt(4 + 1)
+    Array([1.8257, 1.8257], dtype=float32)
+    """
+    inputs, deltas, _, _ = sweeps(params, x, y, hidden, output, loss, masks, None, compute_dtype)
+    if per_leaf:
+        squares = [(_square(delta) * _square(a), _square(delta)) for a, delta in zip(inputs, deltas, strict=True)]
+        return mlp.like(params, jax.tree.map(jnp.sqrt, squares))
+    return jnp.sqrt(_squared_norms(inputs, deltas))
+
+
+@partial(jax.jit, static_argnames=mlp.STATICS)
+def clipped_backward(
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    max_norm: ArrayLike,
+    hidden: Hidden = relu,
+    output: Activation = identity,
+    loss: Loss = softmax_cross_entropy,
+    masks: Masks | None = None,
+    sample_weight: ArrayLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+) -> Params:
+    """The mean of the samples' gradients, each clipped: `1/N sum_n g[n] min(1, max_norm / |g[n]|)`.
+
+    With weights `sum(w * clipped) / sum(w)`. One pass: the deltas of the sweep are kept and reweighted.
+
+    Args and errors as in `funcnet.objective`, and `max_norm`, a number or a scalar array, not negative (NaN comes out
+    where it is).
+
+    Returns:
+      The tree of `params`.
+
+    >>> params = mlp.init(jax.random.key(0), (4, 3))
+    >>> grads = clipped_backward(params, jnp.ones((1, 4)), jnp.array([0]), max_norm=0.1)
+    >>> jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
+    Array(0.1, dtype=float32)
+    """
+    inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype)
+    weight = share * _clip_factors(inputs, deltas, max_norm)
+    return mlp.like(params, _weighted_sum(params, inputs, deltas, weight, dtype))
+
+
+@partial(jax.jit, static_argnames=mlp.STATICS)
+def private_sum(
+    key: Array,
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    max_norm: ArrayLike,
+    noise_multiplier: ArrayLike,
+    included: ArrayLike | None = None,
+    hidden: Hidden = relu,
+    output: Activation = identity,
+    loss: Loss = softmax_cross_entropy,
+    masks: Masks | None = None,
+    compute_dtype: DTypeLike | None = None,
+) -> Params:
+    """The differentially private sum, `sum_n clip(g[n], max_norm) + noise_multiplier * max_norm * N(0, 1)`.
+
+    The gradient of DP-SGD: Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1. Divide it by
+    the *expected* batch size, and let a library account for the privacy spent. Dropout masks must not depend on
+    other samples. Floating-point noise is not the ideal one (Mironov, CCS 2012).
+
+    Args:
+      key: a JAX random key, fresh for every step.
+      params: as in `funcnet.objective`; so are `x`, `y`, `hidden`, `output`, `loss`, `masks`, `compute_dtype`.
+      x: `(..., n_0)`.
+      y: class ids `(...)` or targets `(..., K)`.
+      max_norm: the bound of a sample's influence, not negative.
+      noise_multiplier: the noise's standard deviation over `max_norm`.
+      included: boolean `(...)`, which samples take part, by default all: Poisson sampling gives batches of varying
+        size, and this fills them up to one shape.
+      hidden: static.
+      output: static.
+      loss: static.
+      masks: dropout masks.
+      compute_dtype: static; the bound then holds to its rounding.
+
+    Returns:
+      The tree of `params`: a sum, not a mean.
+
+    Raises:
+      ValueError: as in `funcnet.objective`; `included` is not boolean or not one per sample.
+
+    >>> params, x, y = mlp.init(jax.random.key(0), (4, 3)), jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
+    >>> taken = jnp.array([True, True, False, False, True])
+    >>> grads = private_sum(jax.random.key(1), params, x, y, max_norm=1.0, noise_multiplier=1.1, included=taken)
+    >>> [(dW.shape, db.shape) for dW, db in grads]
+    [((4, 3), (3,))]
+    """
+    inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, None, compute_dtype)
+    weight = _clip_factors(inputs, deltas, max_norm)
+    if included is not None:
+        included = jnp.asarray(included)
+        if included.dtype != jnp.bool_ or included.shape != share.shape:
+            raise ValueError(f"included has dtype {included.dtype} and shape {included.shape}, expected bool and "
+                             f"{share.shape}, one per sample")  # fmt: skip
+        weight = jnp.where(included, weight, 0.0)
+    leaves, tree = jax.tree.flatten(_weighted_sum(params, inputs, deltas, weight, dtype))
+    scale = jnp.asarray(noise_multiplier, share.dtype) * jnp.asarray(max_norm, share.dtype)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [g + scale * jax.random.normal(key, g.shape, g.dtype) for g, key in zip(leaves, keys, strict=True)]
+    return mlp.like(params, jax.tree.unflatten(tree, noisy))
+
+
+@partial(jax.jit, static_argnames=mlp.STATICS)
+def input_backward(
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    hidden: Hidden = relu,
+    output: Activation = identity,
+    loss: Loss = softmax_cross_entropy,
+    masks: Masks | None = None,
+    sample_weight: ArrayLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+) -> Array:
+    """The gradient of `objective` with respect to the input, `delta_1 W_1^T`: saliency, adversarial examples.
+
+    A row per sample, with the `1 / N` of the mean in it. Simonyan, Vedaldi and Zisserman, 2014; Goodfellow, Shlens and
+    Szegedy, ICLR 2015.
+
+    Args and errors as in `funcnet.objective`.
+
+    Returns:
+      Shape and dtype of `x`.
+
+    >>> params = mlp.init(jax.random.key(0), (4, 8, 3))
+    >>> x, y = jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
+    >>> fooling = x + 0.1 * jnp.sign(input_backward(params, x, y))
+    >>> bool(mlp.objective(params, fooling, y) > mlp.objective(params, x, y))
+    True
+    """
+    _, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype)
+    delta = deltas[0] * share[..., None]
+    dx = mlp.product("...j,ij->...i", delta, params[0][0], dtype)  # (..., n_1) -> (..., n_0)
+    return mlp.masked(dx, None if masks is None else masks[0]).astype(jnp.asarray(x).dtype)
+
+
+@partial(jax.jit, static_argnames=mlp.STATICS)
+def gradient_moments(
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    hidden: Hidden = relu,
+    output: Activation = identity,
+    loss: Loss = softmax_cross_entropy,
+    masks: Masks | None = None,
+    sample_weight: ArrayLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+) -> Moments:
+    """Mean and variance of the samples' gradients, entry by entry: `E[g]` and `E[g^2] - E[g]^2`.
+
+    `E[dW_l^2] = E[a_{l-1}^2^T delta_l^2]`: one more matrix product per layer. The variance is that of the batch, as
+    NumPy's `var`; times `N / (N - 1)` it estimates that of the population. It is a difference, exact to some eps of
+    `E[g^2]`. Dangel, Kunstner and Hennig, BackPACK, ICLR 2020.
+
+    Args and errors as in `funcnet.objective`.
+
+    Returns:
+      `Moments(mean, variance)`, two trees like `params`.
+
+    >>> params = mlp.init(jax.random.key(0), (4, 3))
+    >>> mean, variance = gradient_moments(params, jnp.ones((2, 4)), jnp.array([1, 1]))  # twice the same sample
+    >>> max(leaf.max() for leaf in jax.tree.leaves(variance)) < 1e-7
+    Array(True, dtype=bool)
+    """
+    inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype)
+    mean = _weighted_sum(params, inputs, deltas, share, dtype)
+    squares = _weighted_sum(params, [a * a for a in inputs], [delta * delta for delta in deltas], share, dtype)
+    variance = jax.tree.map(lambda square, m: jnp.maximum(square - m * m, 0.0), squares, mean)
+    return Moments(mlp.like(params, mean), mlp.like(params, variance))
+
+
+@partial(jax.jit, static_argnames=mlp.STATICS)
+def gradient_noise_scale(
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    hidden: Hidden = relu,
+    output: Activation = identity,
+    loss: Loss = softmax_cross_entropy,
+    masks: Masks | None = None,
+    sample_weight: ArrayLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+) -> NoiseScale:
+    """The simple noise scale `tr(Sigma) / |G|^2`: about the largest batch that still pays.
+
+    `Sigma` is the covariance of a sample's gradient, `G` its expectation, both estimated without bias from `N` samples:
+    `tr(Sigma) = (E|g|^2 - |E g|^2) N / (N - 1)` and `|G|^2 = |E g|^2 - tr(Sigma) / N`; with weights `w`, `N` is
+    `sum(w)^2 / sum(w^2)`. McCandlish, Kaplan, Amodei et al., An empirical model of large-batch training, 2018,
+    equation 2.9 and appendix A.1. Average the two over several batches before dividing: the ratio of one is noisy.
+
+    Args and errors as in `funcnet.objective`. At least two samples; one gives NaN.
+
+    Returns:
+      `NoiseScale(ratio, trace, squared_norm)`.
+
+    >>> params, x = mlp.init(jax.random.key(0), (4, 3)), jax.random.normal(jax.random.key(1), (64, 4))
+    >>> scale = gradient_noise_scale(params, x, jnp.argmax(x[:, :3], 1))
+    >>> bool(scale.trace > 0), scale.ratio.shape
+    (True, ())
+    """
+    inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype)
+    mean = _weighted_sum(params, inputs, deltas, share, dtype)
+    norm_of_mean = sum(jnp.sum(g * g) for g in jax.tree.leaves(mean))
+    mean_of_norms = jnp.sum(share * _squared_norms(inputs, deltas))
+    one_over_N = jnp.sum(share * share)
+    trace = (mean_of_norms - norm_of_mean) / (1 - one_over_N)
+    squared_norm = norm_of_mean - trace * one_over_N
+    return NoiseScale(trace / squared_norm, trace, squared_norm)
+
+
+# What the functions above share.
+
+
+def sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype):
+    """Both sweeps, with the deltas of each sample's own loss.
+
+    Returns:
+      The layers' inputs `[a_0, ..., a_{L-1}]` under their masks, `[delta_1, ..., delta_L]`, each sample's share in the
+      mean, and the dtype of products.
+    """
+    x, activations, masks, dtype = mlp.prepare(params, x, hidden, output, masks, compute_dtype)
+    trace = mlp.forward_sweep(params, x, activations, masks, dtype)
+    z_L, a_L = trace.pre_activations[-1], trace.activations[-1]
+    y, share = mlp.targets_and_shares(y, a_L, loss, sample_weight)
+    delta_L = loss.delta(a_L, y) * output.deriv(z_L, a_L)
+    deltas = mlp.backward_sweep(params, trace, delta_L, activations, masks, dtype)
+    return mlp.layer_inputs(trace, masks), deltas, share, dtype
+
+
+def _weighted_sum(params, inputs, deltas, weight, dtype) -> Params:
+    """`sum_n weight[n] g[n]`, in the dtype that it is computed in."""
+    return [
+        mlp.layer_gradient(W, a, weight[..., None] * delta, dtype)
+        for (W, _), a, delta in zip(params, inputs, deltas, strict=True)
+    ]
+
+
+def _squared_norms(inputs, deltas) -> Array:
+    """`(...)`, the squared norm of each sample's gradient."""
+    return sum(_square(delta) * (_square(a) + 1) for a, delta in zip(inputs, deltas, strict=True))
+
+
+def _square(v) -> Array:
+    """`(..., n) -> (...)`, the squared norm of each row."""
+    return jnp.sum(v * v, axis=-1)
+
+
+def _clip_factors(inputs, deltas, max_norm) -> Array:
+    """`min(1, max_norm / |g[n]|)`, 1 for a gradient of zero."""
+    squares = _squared_norms(inputs, deltas)
+    max_norm = jnp.asarray(max_norm, squares.dtype)
+    over = squares > max_norm * max_norm
+    factors = jnp.where(over, max_norm * jax.lax.rsqrt(jnp.where(over, squares, 1.0)), 1.0)
+    return jnp.where(max_norm >= 0, factors, jnp.nan)

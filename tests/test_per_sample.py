@@ -1,0 +1,430 @@
+"""Per-sample gradients, norms, clipping, moments and curvature: against `vmap(jax.grad)` and JAX's own curvature."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import funcnet
+from funcnet import activations, curvature, losses, per_sample
+
+SIZES = (6, 9, 8, 4)
+BATCHES = [(1,), (7,), (128,), (), (3, 5)]
+EVERY = set(itertools.product(activations.SHIPPED, losses.SHIPPED, ("float32", "float64")))
+SOME = [(act, losses.SHIPPED[i % 3], ("float32", "float64")[i % 2]) for i, act in enumerate(activations.SHIPPED)]
+
+
+def parametrize(cases):
+    cases = sorted(cases, key=lambda case: (case[0].name, case[1].name, case[2]))
+    return pytest.mark.parametrize(
+        ("act", "loss", "dtype"), cases, indirect=["dtype"], ids=lambda value: getattr(value, "name", value)
+    )
+
+
+every_activation = pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
+every_loss = pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
+
+
+def rows_by_jax(args, arrays, **statics):
+    """`jax.grad(objective)` of each sample alone: `vmap` over every leading axis of `x`."""
+    params, x, y = args
+
+    def gradient(x, y, masks):
+        return jax.grad(funcnet.objective)(params, x, y, masks=masks, **statics)
+
+    for _ in x.shape[:-1]:
+        gradient = jax.vmap(gradient)
+    return gradient(x, y, arrays.get("masks"))
+
+
+def as_rows(grads, batch):
+    """Leaves `(..., *shape)` as float64 `(N, *shape)`."""
+    return [np.asarray(g, np.float64).reshape(-1, *g.shape[len(batch) :]) for g in jax.tree.leaves(grads)]
+
+
+def norms_of(rows):
+    return np.sqrt(sum((g**2).reshape(len(g), -1).sum(1) for g in rows))
+
+
+def mean_of(rows, w):
+    return [np.tensordot(w / w.sum(), g, 1) for g in rows]
+
+
+def clipped(rows, max_norm):
+    norms = norms_of(rows)
+    factor = np.minimum(1, max_norm / np.where(norms > 0, norms, 1))
+    return [g * factor.reshape(-1, *[1] * (g.ndim - 1)) for g in rows]
+
+
+def cases(dtype, batches, sizes=SIZES):
+    """For each batch shape a case with weights, masks and class ids, and one with soft labels alone."""
+    return [
+        oracle.make_case(seed, sizes, batch, dtype, weighted=seed == 0, masked=seed == 0, soft=seed == 1)
+        for batch, seed in itertools.product(batches, (0, 1))
+    ]
+
+
+def check_everything(cases, dtype, **statics):
+    """Rows, norms, clipped sums, moments against rows that JAX has made; in eps of the largest entry of a leaf."""
+
+    @jax.jit  # one program for all
+    def everything(cases):
+        results = []
+        for args, arrays in cases:
+            masks = {name: a for name, a in arrays.items() if name == "masks"}
+            norms = per_sample.per_sample_norms(*args, **masks, **statics)
+            max_norm = jnp.median(norms)
+            results.append((
+                rows_by_jax(args, arrays, **statics),
+                per_sample.per_sample_backward(*args, **masks, **statics),
+                norms,
+                per_sample.per_sample_norms(*args, **masks, **statics, per_leaf=True),
+                max_norm,
+                per_sample.clipped_backward(*args, max_norm=max_norm, **arrays, **statics),
+                per_sample.gradient_moments(*args, **arrays, **statics),
+            ))  # fmt: skip
+        return results
+
+    for (args, arrays), result in zip(cases, everything(cases), strict=True):
+        by_jax, by_hand, norms, per_leaf, max_norm, clipped_mean, (mean, variance) = result
+        batch = args[1].shape[:-1]
+        assert jax.tree.structure(by_hand) == jax.tree.structure(args[0])
+        assert max(oracle.errors_in_eps(by_hand, by_jax)) <= 64
+
+        rows = as_rows(by_jax, batch)
+        assert (norms.shape, norms.dtype) == (batch, dtype)
+        np.testing.assert_allclose(np.ravel(norms), norms_of(rows), rtol=1e-6)
+        for got, row in zip(jax.tree.leaves(per_leaf), rows, strict=True):
+            np.testing.assert_allclose(np.ravel(got), norms_of([row]), rtol=2e-6)
+
+        w = np.ravel(arrays.get("sample_weight", np.ones(batch)))
+        want = mean_of(clipped(rows, float(max_norm)), w)
+        assert max(oracle.errors_in_eps(jax.tree.leaves(clipped_mean), want)) <= 16
+
+        exact, squares = mean_of(rows, w), mean_of([g**2 for g in rows], w)
+        assert max(oracle.errors_in_eps(jax.tree.leaves(mean), exact)) <= 16
+        for got, square, m in zip(jax.tree.leaves(variance), squares, exact, strict=True):
+            assert got.min() >= 0
+            assert np.abs(got - (square - m**2)).max() <= 64 * np.finfo(dtype).eps * square.max()
+
+
+@parametrize(SOME)
+def test_equals_vmap_of_jax_grad(act, loss, dtype):
+    check_everything(cases(dtype, [(7,)]), dtype, hidden=act, loss=loss)
+
+
+@pytest.mark.slow
+@parametrize(EVERY - set(SOME))
+def test_equals_vmap_of_jax_grad_everywhere(act, loss, dtype):
+    check_everything(cases(dtype, [(7,)]), dtype, hidden=act, loss=loss)
+
+
+def test_equals_vmap_of_jax_grad_for_every_batch(dtype):
+    check_everything(cases(dtype, BATCHES), dtype, hidden=activations.tanh)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 32])
+def test_equals_vmap_of_jax_grad_at_every_depth(depth, dtype):
+    check_everything(cases(dtype, [(7,)], oracle.sizes_of(depth))[:1], dtype)
+
+
+@parametrize(SOME)
+def test_the_input_gradient(act, loss, dtype):
+    @jax.jit
+    def both(cases):
+        return [
+            (function(*args, hidden=act, loss=loss, **arrays))
+            for args, arrays in cases
+            for function in (per_sample.input_backward, jax.grad(funcnet.objective, 1))
+        ]
+
+    some = cases(dtype, [(7,), (), (3, 5)])
+    results = both(some)
+    for (args, _), by_hand, by_jax in zip(some, results[::2], results[1::2], strict=True):
+        assert (by_hand.shape, by_hand.dtype) == (args[1].shape, args[1].dtype)
+        assert max(oracle.errors_in_eps([by_hand], [by_jax])) <= 32
+
+
+def test_the_input_gradient_has_the_dtype_of_the_input():
+    (params, x, y), _ = oracle.make_case(0, SIZES, (7,), np.float32, weighted=False, masked=False)
+    assert per_sample.input_backward(params, x.astype(np.float16), y).dtype == np.float16
+
+
+def test_a_gradient_of_zero_is_clipped_to_zero():
+    params = [(jnp.zeros((4, 3)), jnp.zeros(3))]
+    x = jnp.ones((2, 4))
+    y = jnp.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    settings = {"loss": funcnet.squared_error}
+    np.testing.assert_array_equal(per_sample.per_sample_norms(params, x, y, **settings)[0], 0)
+    for max_norm in (1.0, 0.0):
+        grads = per_sample.clipped_backward(params, x[:1], y[:1], max_norm=max_norm, **settings)
+        assert all(np.array_equal(g, np.zeros_like(g)) for g in jax.tree.leaves(grads))
+    both = per_sample.clipped_backward(params, x, y, max_norm=1.0, **settings)
+    assert np.isclose(np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(both))), 0.5)
+
+    def total(x):  # differentiable there, too: no 0 times infinity
+        grads = per_sample.clipped_backward(params, x, y, max_norm=1.0, **settings)
+        return sum(jnp.sum(g) for g in jax.tree.leaves(grads))
+
+    assert np.isfinite(jax.grad(total)(x)).all()
+
+
+def test_max_norm_at_its_ends():
+    (params, x, y), _ = oracle.make_case(0, SIZES, (7,), np.float32, weighted=False, masked=False)
+    plain = funcnet.backward(params, x, y)
+    for max_norm in (jnp.inf, 1e6):
+        grads = per_sample.clipped_backward(params, x, y, max_norm=max_norm)
+        assert max(oracle.errors_in_eps(grads, plain)) <= 16
+    assert not any(g.any() for g in jax.tree.leaves(per_sample.clipped_backward(params, x, y, max_norm=0)))
+    for max_norm in (-1.0, jnp.nan):
+        grads = per_sample.clipped_backward(params, x, y, max_norm=max_norm)
+        assert all(np.isnan(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_no_sample_counts_for_more_than_max_norm(x64):
+    """What privacy rests on: taking one sample away moves the sum by `max_norm` at most."""
+    (params, x, y), _ = oracle.make_case(0, SIZES, (32,), np.float64, weighted=False, masked=False)
+    settings = {"max_norm": 0.3, "noise_multiplier": 0.0}
+    key = jax.random.key(0)
+    with_all = per_sample.private_sum(key, params, x, y, **settings)
+    mean = per_sample.clipped_backward(params, x, y, max_norm=0.3)
+    assert max(oracle.errors_in_eps(jax.tree.map(lambda g: g / 32, with_all), mean)) <= 16
+    moves = []
+    for n in range(32):
+        included = np.arange(32) != n
+        without = per_sample.private_sum(key, params, x, y, included=included, **settings)
+        difference = [a - b for a, b in zip(jax.tree.leaves(with_all), jax.tree.leaves(without), strict=True)]
+        moves.append(np.sqrt(sum(np.sum(d**2) for d in difference)))
+        rest = per_sample.private_sum(key, params, x[included], y[included], **settings)
+        assert max(oracle.errors_in_eps(without, rest)) <= 16
+    assert max(moves) <= 0.3 * (1 + 1e-12)
+    assert max(moves) > 0.299
+
+
+def test_the_noise_has_the_stated_size():
+    (params, x, y), _ = oracle.make_case(0, (60, 50, 40), (7,), np.float32, weighted=False, masked=False)
+    noiseless = per_sample.private_sum(jax.random.key(0), params, x, y, max_norm=0.5, noise_multiplier=0.0)
+    draws = [
+        per_sample.private_sum(jax.random.key(seed), params, x, y, max_norm=0.5, noise_multiplier=3.0)
+        for seed in (0, 0, 1)
+    ]
+    noise = [
+        np.concatenate([np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (draw, noiseless)), strict=True)])
+        for draw in draws
+    ]
+    np.testing.assert_array_equal(noise[0], noise[1])
+    n = noise[0].size  # 5,090
+    for z in (noise[0] / 1.5, noise[2] / 1.5):
+        assert abs(z.mean()) < 4 / np.sqrt(n)
+        assert abs(z.std() - 1) < 4 / np.sqrt(2 * n)
+    assert abs(np.corrcoef(noise[0], noise[2])[0, 1]) < 4 / np.sqrt(n)
+    leaves = [np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (draws[0], noiseless)), strict=True)]
+    assert not np.allclose(leaves[1], leaves[2][:50])  # a key for each leaf
+
+
+def test_no_sample_at_all_is_noise_alone():
+    (params, x, y), _ = oracle.make_case(0, SIZES, (7,), np.float32, weighted=False, masked=False)
+    grads = per_sample.private_sum(
+        jax.random.key(0), params, x, y, max_norm=1.0, noise_multiplier=0.0, included=jnp.zeros(7, bool)
+    )
+    assert not any(g.any() for g in jax.tree.leaves(grads))
+    with pytest.raises(ValueError, match=r"included has dtype int32 and shape \(7,\), expected bool and \(7,\)"):
+        per_sample.private_sum(
+            jax.random.key(0), params, x, y, max_norm=1.0, noise_multiplier=0.0, included=jnp.ones(7, jnp.int32)
+        )
+
+
+def test_the_noise_scale_is_unbiased(x64):
+    """Over all batches of 3 out of 8 samples, the two estimates have the population's values as their means."""
+    (params, x, y), _ = oracle.make_case(0, (3, 4, 2), (8,), np.float64, weighted=False, masked=False)
+    by_jax = jax.jit(rows_by_jax)((params, x, y), {})
+    rows = np.concatenate([g.reshape(8, -1) for g in as_rows(by_jax, (8,))], 1)
+    batches = [np.array(chosen) for chosen in itertools.product(range(8), repeat=3)]  # drawn with replacement
+
+    def noise_scale(chosen):
+        return per_sample.gradient_noise_scale(params, jnp.asarray(x)[chosen], jnp.asarray(y)[chosen])
+
+    scale = jax.vmap(noise_scale)(jnp.array(batches))
+    np.testing.assert_allclose(scale.trace.mean(), rows.var(0).sum(), rtol=1e-10)
+    np.testing.assert_allclose(scale.squared_norm.mean(), (rows.mean(0) ** 2).sum(), rtol=1e-10)
+    np.testing.assert_allclose(scale.ratio, scale.trace / scale.squared_norm, rtol=1e-12)
+    w = np.where(np.arange(8) < 5, 1.0, 0.0)  # weight 0 leaves a sample out, of N too
+    padded = per_sample.gradient_noise_scale(params, x, y, sample_weight=w)
+    np.testing.assert_allclose(padded, per_sample.gradient_noise_scale(params, x[:5], y[:5]), rtol=1e-10)
+    assert np.isnan(per_sample.gradient_noise_scale(params, x[:1], y[:1]).trace)
+
+
+def gauss_newton_by_jax(params, v, x, y, *, loss, sample_weight=None, **settings):
+    """`J^T H J v` from `jax.jvp` of the network, `jax.jvp` of `jax.grad` of the loss, and `jax.vjp` of the network."""
+
+    def network(params):
+        return funcnet.forward(params, x, **settings)
+
+    def total(out):
+        values = loss.fn(out, y)
+        w = jnp.ones_like(values) if sample_weight is None else sample_weight
+        return jnp.sum(w * values) / jnp.sum(w)
+
+    out, moved = jax.jvp(network, (params,), (v,))
+    _, curved = jax.jvp(jax.grad(total), (out,), (moved,))
+    return jax.vjp(network, params)[1](curved)[0]
+
+
+@parametrize(SOME)
+def test_the_gauss_newton_product(act, loss, dtype):
+    v = oracle.network(9, SIZES, dtype)
+
+    @jax.jit
+    def both(cases):
+        return [
+            function(args[0], v, *args[1:], hidden=act, loss=loss, **arrays)
+            for args, arrays in cases
+            for function in (curvature.gauss_newton_product, gauss_newton_by_jax)
+        ]
+
+    results = both(cases(dtype, [(7,), (3, 5)]))
+    for by_hand, by_jax in zip(results[::2], results[1::2], strict=True):
+        assert max(oracle.errors_in_eps(by_hand, by_jax)) <= 64
+
+
+@every_loss
+def test_the_gauss_newton_product_is_the_hessian_of_one_layer(loss, dtype):
+    args, arrays = oracle.make_case(0, (6, 4), (7,), dtype, weighted=True, masked=True)
+    v = oracle.network(9, (6, 4), dtype)
+    gradient = jax.grad(partial(funcnet.objective, loss=loss, **arrays))
+    _, by_jax = jax.jvp(lambda params: gradient(params, *args[1:]), (args[0],), (v,))
+    by_hand = curvature.gauss_newton_product(args[0], v, *args[1:], loss=loss, **arrays)
+    assert max(oracle.errors_in_eps(by_hand, by_jax)) <= 32
+
+
+@pytest.mark.parametrize("output", [activations.identity, activations.sigmoid], ids=lambda a: a.name)
+@every_activation
+def test_the_gauss_newton_product_is_the_hessian_where_the_fit_is_perfect(act, output, x64):
+    (params, x, _), _ = oracle.make_case(0, SIZES, (7,), np.float64, weighted=False, masked=False)
+    settings = {"hidden": act, "output": output, "loss": losses.squared_error}
+    y = funcnet.forward(params, x, hidden=act, output=output)
+    v = oracle.network(9, SIZES)
+    gradient = jax.grad(partial(funcnet.objective, **settings))
+    _, by_jax = jax.jvp(lambda params: gradient(params, x, y), (params,), (v,))
+    by_hand = curvature.gauss_newton_product(params, v, x, y, **settings)
+    assert max(oracle.errors_in_eps(by_hand, by_jax)) <= 64
+
+
+def test_the_gauss_newton_product_names_a_direction_that_does_not_fit():
+    (params, x, y), _ = oracle.make_case(0, (6, 4), (7,), np.float32, weighted=False, masked=False)
+    with pytest.raises(ValueError, match=r"direction is \[\(\(6, 5\), 'float32'\).*expected \[\(\(6, 4\), 'float32'\)"):
+        curvature.gauss_newton_product(params, oracle.network(0, (6, 5), np.float32), x, y)
+
+
+def test_the_kronecker_factors(dtype):
+    for args, arrays in cases(dtype, [(7,)]):
+        w, masks = arrays.get("sample_weight", np.ones(7)), arrays.get("masks", [None] * 3)
+        statics = {"hidden": activations.tanh}
+        factors = curvature.kronecker_factors(*args, **arrays, **statics)
+        trace = funcnet.forward_trace(*args[:2], masks=arrays.get("masks"), **statics)
+        rows = jax.jit(partial(rows_by_jax, **statics))(args, arrays)
+        for (A, G), a, mask, (_, db) in zip(factors, trace.activations[:-1], masks, rows, strict=True):
+            inputs = np.asarray(a if mask is None else a * mask, np.float64)
+            for got, v in ((A, inputs), (G, np.asarray(db, np.float64))):  # db[n] is delta
+                want = np.einsum("n,ni,nj->ij", w / w.sum(), v, v)
+                assert max(oracle.errors_in_eps([got], [want])) <= 16
+
+
+FUNCTIONS = {
+    "rows": per_sample.per_sample_backward,
+    "norms": per_sample.per_sample_norms,
+    "clipped": partial(per_sample.clipped_backward, max_norm=0.5),
+    "private": lambda *args, **settings: per_sample.private_sum(
+        jax.random.key(0), *args, max_norm=0.5, noise_multiplier=1.0, **settings
+    ),
+    "input": per_sample.input_backward,
+    "moments": per_sample.gradient_moments,
+    "noise scale": per_sample.gradient_noise_scale,
+    "gauss-newton": lambda params, x, y, **settings: curvature.gauss_newton_product(params, params, x, y, **settings),
+    "kronecker": curvature.kronecker_factors,
+}
+every_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+@every_function
+def test_composes_with_jit_vmap_scan_and_grad(name):
+    (params, x, y), _ = oracle.make_case(0, SIZES, (5, 4), np.float32, weighted=False, masked=False)
+    fn = partial(FUNCTIONS[name], hidden=activations.silu)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    loop = [fn(params, x[i], y[i]) for i in range(5)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
+
+    @jax.jit
+    def transformed(params, x, y):
+        vmapped = jax.vmap(fn, (None, 0, 0))(params, x, y)
+        scanned = jax.lax.scan(lambda carry, xy: (carry, fn(params, *xy)), 0, (x, y))[1]
+        total = lambda params: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(fn(params, x[0], y[0])))  # noqa: E731
+        return vmapped, scanned, jax.grad(total)(params)
+
+    vmapped, scanned, slopes = transformed(params, x, y)
+    assert max(oracle.errors_in_eps(vmapped, stacked)) <= 64
+    assert max(oracle.errors_in_eps(scanned, stacked)) <= 64
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+
+
+@every_function
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_a_batch_sharded_over_devices(name, axis_type):
+    (params, x, y), arrays = oracle.make_case(0, (6, 8, 4), (8,), np.float32, weighted=False, masked=True)
+    whole = FUNCTIONS[name](params, x, y, **arrays)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType[axis_type],))
+
+    def put(a, *spec):
+        return jax.device_put(a, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
+
+    with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(mesh):
+        batch = put((x, y, arrays), "data")
+        sharded = FUNCTIONS[name](put(params), batch[0], batch[1], **batch[2])
+    assert max(oracle.errors_in_eps(sharded, whole)) <= 32
+
+
+@every_function
+def test_is_traced_once(name):
+    (params, x, y), _ = oracle.make_case(0, SIZES, (4,), np.float32, weighted=False, masked=False)
+    traces = []
+    act = activations.Activation("counted", lambda z: traces.append(0) or jnp.tanh(z), activations.tanh.deriv)
+    for scale in (1, 2):
+        jax.block_until_ready(FUNCTIONS[name](params, scale * x, y, hidden=act))
+    assert len(traces) == 2  # one trace, two hidden layers
+
+
+@every_function
+def test_bad_input_is_named(name):
+    (params, x, y), _ = oracle.make_case(0, SIZES, (4,), np.float32, weighted=False, masked=False)
+    with pytest.raises(ValueError, match=r"x has shape \(4, 5\), expected \(..., 6\)"):
+        FUNCTIONS[name](params, x[:, :5], y)
+    with pytest.raises(ValueError, match=r"y has dtype int32.*expected \(4,\)"):
+        FUNCTIONS[name](params, x, y[:3])
+
+
+@every_function
+def test_half_precision(name):
+    """Parameters of a half-precision dtype: computed in float32, each gradient in the dtype of its parameter."""
+    (params, x, y), _ = oracle.make_case(0, SIZES, (4,), np.float32, weighted=False, masked=False)
+    half = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), params)
+    got = FUNCTIONS[name](half, x, y, hidden=activations.tanh)
+    want = FUNCTIONS[name](jax.tree.map(lambda p: p.astype(jnp.float32), half), x, y, hidden=activations.tanh)
+    like_params = name in {"rows", "clipped", "private", "moments", "gauss-newton"}
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert g.dtype == (jnp.bfloat16 if like_params else np.float32)
+        np.testing.assert_allclose(np.asarray(g, np.float32), w, rtol=1e-2, atol=1e-2 * np.abs(w).max())
+
+
+@every_function
+def test_compute_dtype(name):
+    (params, x, y), _ = oracle.make_case(0, SIZES, (32,), np.float32, weighted=False, masked=False)
+    settings = {"hidden": activations.tanh}
+    exact = FUNCTIONS[name](params, x, y, **settings)
+    fast = FUNCTIONS[name](params, x, y, compute_dtype="bfloat16", **settings)
+    for g, w in zip(jax.tree.leaves(fast), jax.tree.leaves(exact), strict=True):
+        assert g.dtype == w.dtype
+        assert 0 < np.linalg.norm(g - w) <= 0.03 * np.linalg.norm(w)
