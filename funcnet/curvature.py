@@ -130,13 +130,13 @@ def kronecker_factors(
 
 def _tangent_sweep(params, direction, trace, activations, masks, dtype) -> Array:
     """From the first layer to the last: how the output moves as the parameters move along `direction`."""
-    da = None  # the input does not move
+    da = jnp.zeros(())  # the input does not move
     layers = zip(params, direction, activations, masks, mlp.layer_inputs(trace, masks), trace.pre_activations,
                  trace.activations[1:], strict=True)  # fmt: skip
-    for (W, _), (V, c), f, mask, a_in, z, a in layers:
+    for l, ((W, _), (V, c), f, mask, a_in, z, a) in enumerate(layers):
         dz = mlp.product("...i,ij->...j", a_in, V, dtype)  # (..., n_in) -> (..., n_out)
         dz = dz + jnp.broadcast_to(c.astype(dz.dtype), dz.shape)
-        if da is not None:
+        if l > 0:
             dz = dz + mlp.product("...i,ij->...j", mlp.masked(da, mask), W, dtype)
         da = f.deriv(z, a) * dz
     return da

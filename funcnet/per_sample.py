@@ -344,7 +344,8 @@ def _weighted_sum(params, inputs, deltas, weight, dtype) -> Params:
 
 def _squared_norms(inputs, deltas) -> Array:
     """`(...)`, the squared norm of each sample's gradient."""
-    return sum(_square(delta) * (_square(a) + 1) for a, delta in zip(inputs, deltas, strict=True))
+    squares = [_square(delta) * (_square(a) + 1) for a, delta in zip(inputs, deltas, strict=True)]
+    return sum(squares[1:], squares[0])
 
 
 def _square(v) -> Array:

@@ -30,6 +30,8 @@ from funcnet import (
 
 def shapes(x, sizes=(784, 3, 10), seed=0):
     """Sigmoid hidden units, weights and biases standard normal: the table of shapes, the trace, the probabilities."""
+    if len(sizes) < 3:
+        raise ValueError(f"sizes are {sizes}, expected at least three: an input, a hidden layer, an output")
     params = init(jax.random.key(seed), sizes, weights=standard_normal, biases=standard_normal)
     trace = forward_trace(params, x, hidden=sigmoid)
     p = softmax_cross_entropy.predict(trace.activations[-1])

@@ -62,7 +62,7 @@ def main(*, out: Path = Path("maximum_likelihood.png")) -> None:
     x, y = jax.random.normal(jax.random.key(2), (16, 500)), jnp.arange(16) % 10
     print(f"\n{testing.check_backward(params, x, y, hidden=tanh)}\n")
     try:
-        training.check_labels([0, 1, 2], 2)
+        training.check_labels(np.array([0, 1, 2]), 2)
     except ValueError as error:
         print(f"a label out of range: {error}")
 

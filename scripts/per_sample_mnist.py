@@ -172,6 +172,7 @@ def adversarial(*, epsilon: float = 0.1, epochs: int = 5, seeds: int = 3, pictur
 
     rows = {"before": [], "after FGSM": [], "after random signs": []}
     images = training.scale_pixels(None, x_test)
+    params, fooling = [], images
     for seed in range(seeds):
         params = train(x, y, seed=seed, epochs=epochs)
         signs = jax.random.rademacher(jax.random.key(seed), images.shape, images.dtype)

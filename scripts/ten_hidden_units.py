@@ -48,11 +48,16 @@ def split(seed=0) -> tuple[Any, Any]:
     return (x[1000:], y[1000:]), (x[:1000], y[:1000])
 
 
-def train(settings, seed: int, x, y) -> list[Params]:
-    """500 steps, each on all of the images, of networks of one size: `vmap` makes one product of theirs with `x`."""
+def train(runs, x, y) -> list[Params]:
+    """500 steps, each on all of the images, of networks of one size, `runs` being pairs of a setting and a seed.
+
+    All of them in one program: `vmap` makes one product of theirs with the images.
+    """
     half = uniform(-0.5, 0.5)
-    params = init(jax.random.key(seed), (784, settings[0].hidden, 10), weights=half, biases=half)
-    states = [(params, setting.optimizer.init(params)) for setting in settings]
+    states = []
+    for setting, seed in runs:
+        params = init(jax.random.key(seed), (784, setting.hidden, 10), weights=half, biases=half)
+        states.append((params, setting.optimizer.init(params)))
 
     @jax.jit
     def run(states, x, y):
@@ -60,7 +65,7 @@ def train(settings, seed: int, x, y) -> list[Params]:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[params for params, _ in states])
             grads = jax.vmap(backward, (0, None, None))(stacked, x, y)
             new = []
-            for i, (setting, (params, opt_state)) in enumerate(zip(settings, states, strict=True)):
+            for i, ((setting, _), (params, opt_state)) in enumerate(zip(runs, states, strict=True)):
                 own = jax.tree.map(lambda g, i=i: g[i], grads)
                 updates, opt_state = setting.optimizer.update(own, opt_state, params)
                 new.append((optimizers.apply_updates(params, updates), opt_state))
@@ -71,16 +76,16 @@ def train(settings, seed: int, x, y) -> list[Params]:
     return [params for params, _ in run(states, x, y)]
 
 
-def accuracies(seeds: int = 1):
-    """For each setting `(setting, networks, [training, held-out accuracy])`, means over the seeds."""
-    train_set, held_out = split()
-    for _, group in itertools.groupby(SETTINGS, key=lambda setting: setting.hidden):
-        settings = list(group)
-        runs = [train(settings, seed, *train_set) for seed in range(seeds)]
-        for setting, networks in zip(settings, zip(*runs, strict=True), strict=True):
-            scores = [[training.evaluate(params, *part).accuracy for params in networks]
-                      for part in (train_set, held_out)]  # fmt: skip
-            yield setting, networks, [float(np.mean(part)) for part in scores]
+def accuracies(settings=SETTINGS, seeds: int = 1):
+    """For each setting `(setting, networks, accuracies (2, seeds))`, in training and held out."""
+    parts = split()
+    for _, group in itertools.groupby(settings, key=lambda setting: setting.hidden):
+        runs = [(setting, seed) for setting in group for seed in range(seeds)]
+        networks = train(runs, *parts[0])
+        for i in range(0, len(runs), seeds):
+            mine = networks[i : i + seeds]
+            scores = [[float(training.evaluate(params, *part).accuracy) for params in mine] for part in parts]
+            yield runs[i][0], mine, np.array(scores)
 
 
 def main(*, seeds: int = 1, out: Path = Path("ten_hidden_units.png")) -> None:
@@ -91,15 +96,16 @@ def main(*, seeds: int = 1, out: Path = Path("ten_hidden_units.png")) -> None:
       out: the picture.
     """
     print(f"{'784-n-10, 500 full-batch steps':36}{'n':>4}{'41,000 images':>15}{'1,000 held out':>16}")
-    for setting, networks, (train_accuracy, held_out_accuracy) in accuracies(seeds):
-        print(f"{setting.name:36}{setting.hidden:4}{train_accuracy:15.1%}{held_out_accuracy:16.1%}", flush=True)
+    for setting, networks, scores in accuracies(seeds=seeds):
+        print(f"{setting.name:36}{setting.hidden:4}{scores[0].mean():15.1%}{scores[1].mean():16.1%}", flush=True)
         if setting is SETTINGS[0]:
-            draw(networks[0], *split()[1], out)
+            draw(networks[0], split()[1], out)
     print(f"picture: {out}")
 
 
-def draw(params, x, y, out) -> None:
+def draw(params, images, out) -> None:
     """The first held-out images, each with what the network says."""
+    x, y = images
     predicted = predict(params, x[:32]).argmax(-1)
     titles = [f"{p}" if p == t else f"{p}, but it is {t}" for p, t in zip(predicted.tolist(), y.tolist(), strict=False)]
     wrong = int((predicted != y[:32]).sum())

@@ -26,6 +26,7 @@ from funcnet import (
     sigmoid_cross_entropy,
     softmax_cross_entropy,
     squared_error,
+    summary,
     tanh,
     training,
 )
@@ -100,6 +101,8 @@ def main(*, out: Path = Path("three_tasks.png")) -> None:
         p = predict(params, jax.random.normal(jax.random.key(1), (3, sizes[0])), loss=loss)
         net = "-".join(map(str, sizes))
         print(f"{name:12} {net:16} {count_parameters(params):8,} parameters, predictions {p.shape}")
+    counts = (f"{'-'.join(map(str, sizes))}: {count:,}" for sizes, count in COUNTS.items())
+    print(f"parameters of {', '.join(counts)}\n{summary(init(jax.random.key(0), (8, 32, 16, 1)))}")
     print(f"softmax of (1000, 1001, 1002): {softmax_cross_entropy.predict(jnp.array([1000.0, 1001.0, 1002.0]))}")
     print(f"1,000 samples at once and in batches of 128 differ by {in_batches_error():.0e}")
 

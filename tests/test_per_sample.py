@@ -1,12 +1,16 @@
 """Per-sample gradients, norms, clipping, moments and curvature: against `vmap(jax.grad)` and JAX's own curvature."""
 
 import itertools
+import re
+import time
 from functools import partial
 
+import benchmark
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import per_sample_mnist
 import pytest
 
 import funcnet
@@ -428,3 +432,26 @@ def test_compute_dtype(name):
     for g, w in zip(jax.tree.leaves(fast), jax.tree.leaves(exact), strict=True):
         assert g.dtype == w.dtype
         assert 0 < np.linalg.norm(g - w) <= 0.03 * np.linalg.norm(w)
+
+
+@pytest.mark.mnist
+def test_the_script_on_mnist(mnist, tmp_path, capsys):
+    per_sample_mnist.adversarial(epochs=1, seeds=1, pictures=tmp_path)
+    per_sample_mnist.hardest(epochs=1, seeds=1, pictures=tmp_path)
+    per_sample_mnist.private(epochs=1, seeds=1, validation=1000)
+    printed = capsys.readouterr().out
+    before, after = (float(re.search(rf"{name} +([\d.]+)%", printed)[1]) for name in ("before", "after FGSM"))
+    assert after < before / 2
+    assert float(re.search(r"largest loss: ([\d.]+)%", printed)[1]) > 50  # by chance it would be 1
+    assert float(re.search(r"validation accuracy ([\d.]+)%", printed)[1]) > 70
+    assert {path.name for path in tmp_path.iterdir()} == {"adversarial.png", "hardest.png"}
+
+
+def test_the_benchmark_compares_in_turn():
+    order = []
+    candidates = {name: lambda name=name: order.append(name) or time.sleep(0.02) for name in ("a", "b")}
+    first, second = benchmark.compare("suite", "case", candidates, 0.01, {"b": {"memory in MB": 1.5}})
+    assert order[4:8] == ["a", "b", "b", "a"]  # after warming up
+    assert (first.candidate, first.ratio, second.more) == ("a", 1, {"memory in MB": 1.5})
+    assert "| b | " in benchmark.markdown([first, second])
+    assert benchmark.readable(0.00123456) == "1.23 ms"

@@ -123,6 +123,11 @@ def test_the_shapes_of_a_forward_pass():
     np.testing.assert_allclose(p.sum(-1), 1, rtol=1e-6)
 
 
+def test_a_forward_pass_needs_a_hidden_layer():
+    with pytest.raises(ValueError, match=r"sizes are \(784, 10\), expected at least three"):
+        forward_pass.shapes(jnp.ones((75, 784)), sizes=(784, 10))
+
+
 def test_a_line_separates_what_the_layer_has_bent():
     x, y = forward_pass.wedge()
     assert x.shape == (240, 2)
@@ -200,18 +205,26 @@ def test_the_new_loss_minds_outliers_less():
     assert near < 0.75 * any_loss.distance(funcnet.predict(plain[0], x, **any_loss.SQUARED), wave)
 
 
-# 4. Ten hidden units: the first row of the table is tested in test_training.py, over three seeds.
+# 4. Ten hidden units.
+
+
+@pytest.mark.mnist
+def test_ten_hidden_units_by_gradient_descent(mnist):
+    """85% in training and 84% held out: 84% to 87% on both, in three seeds."""
+    ((_, _, (train, held_out)),) = ten_hidden_units.accuracies(ten_hidden_units.SETTINGS[:1], seeds=3)
+    assert ((train >= 0.84) & (train <= 0.87)).all(), train
+    # An accuracy on 1,000 images has a standard error of 1.1%: the mean of the three must be in the band, and each
+    # within three standard errors of it.
+    assert 0.84 <= held_out.mean() <= 0.87, held_out
+    assert ((held_out >= 0.84 - 0.034) & (held_out <= 0.87 + 0.034)).all(), held_out
 
 
 @pytest.mark.mnist
 @pytest.mark.slow
-def test_what_comes_after_ten_units_by_gradient_descent(mnist):
+def test_what_comes_next_is_better(mnist):
     (_, _, first), *others = ten_hidden_units.accuracies()
-    assert 0.84 <= first[0] <= 0.87
-    assert abs(first[1] - 0.84) < 3.5 * 0.011  # the standard error of an accuracy on 1,000 images
-    for _, _, (train_accuracy, held_out_accuracy) in others:
-        assert train_accuracy > first[0]
-        assert held_out_accuracy > first[1]
+    assert len(others) == 4
+    assert all((scores > first).all() for _, _, scores in others)
 
 
 # 5. Maximum likelihood.
