@@ -19,7 +19,7 @@ from funcnet.mlp import Hidden, Masks, Params
 
 
 class KroneckerFactors(NamedTuple):
-    """Two second moments of a layer: `E[dW dW^T]` is about `A` (x) `G`, and `E[db db^T]` is `G`."""
+    """Two second moments of a layer: `E[vec(dW) vec(dW)^T]`, by rows, is about `A` (x) `G`, `E[db^T db]` is `G`."""
 
     A: Array  # (n_{l-1}, n_{l-1}), E[a_{l-1}^T a_{l-1}]
     G: Array  # (n_l, n_l), E[delta_l^T delta_l], delta of a sample's own loss
@@ -123,7 +123,8 @@ def kronecker_factors(
     everywhere = jax.sharding.NamedSharding(jax.typeof(params[0][0]).sharding.mesh, jax.sharding.PartitionSpec())
 
     def second_moment(v):
-        return mlp.product("...i,...j->ij", v, share[..., None] * v, dtype, out_sharding=everywhere)
+        product = mlp.product("...i,...j->ij", v, share[..., None] * v, dtype, out_sharding=everywhere)
+        return (product + product.T) / 2  # the two factors are rounded each by itself
 
     return [KroneckerFactors(second_moment(a), second_moment(delta)) for a, delta in zip(inputs, deltas, strict=True)]
 

@@ -1,8 +1,9 @@
-"""What a hand-written backward gives that autodiff hides: the gradient of every sample, at the price of one pass.
+"""What a hand-written backward gives that autodiff hides: norms, clipping and moments of every sample's gradient.
 
 A sweep over a batch holds each sample's `a_{l-1}` and `delta_l`, and a sample's gradient is their outer product. So its
 norm is `|dW_l|^2 = |a_{l-1}|^2 |delta_l|^2`, `|db_l|^2 = |delta_l|^2`, and a weighted sum of gradients is one matrix
-product with weighted deltas: norms, clipping and variances need no gradient of any single sample in memory.
+product with weighted deltas: norms, clipped sums and variances need no gradient of any single sample in memory, and
+about the time of one pass.
 Goodfellow, Efficient per-example gradient computations, 2015.
 
 A sample's gradient is that of its own loss, with no `1 / N` and no weight; `sample_weight` weighs samples in a mean.
@@ -89,10 +90,11 @@ def per_sample_norms(
     """The norm of every sample's gradient, `|g[n]|^2 = sum_l |delta_l[n]|^2 (|a_{l-1}[n]|^2 + 1)`.
 
     Args and errors as in `per_sample_backward`, and `per_leaf`, static: a norm for each `W` and `b` instead of one for
-    all. A gradient whose square the dtype cannot hold (below 1e-19 or above 1e19 in float32) gives 0 or infinity.
+    all.
 
     Returns:
-      `(...)`, the leading axes of `x`; with `per_leaf` the tree of `params`, each leaf of that shape.
+      `(...)`, the leading axes of `x`; with `per_leaf` the tree of `params`, each leaf of that shape. In the dtype of
+      computation: float32 at least.
 
     >>> from funcnet import zeros
     >>> params = mlp.init(jax.random.key(0), (4, 3), weights=zeros)
@@ -101,9 +103,9 @@ def per_sample_norms(
     """
     inputs, deltas, _, _ = sweeps(params, x, y, hidden, output, loss, masks, None, compute_dtype)
     if per_leaf:
-        squares = [(_square(delta) * _square(a), _square(delta)) for a, delta in zip(inputs, deltas, strict=True)]
-        return mlp.like(params, jax.tree.map(jnp.sqrt, squares))
-    return jnp.sqrt(_squared_norms(inputs, deltas))
+        norms = [(_norm(delta) * _norm(a), _norm(delta)) for a, delta in zip(inputs, deltas, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(norms))
+    return _norms(inputs, deltas)
 
 
 @partial(jax.jit, static_argnames=mlp.STATICS)
@@ -136,7 +138,7 @@ def clipped_backward(
     Array(0.1, dtype=float32)
     """
     inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype)
-    weight = share * _clip_factors(inputs, deltas, max_norm)
+    weight = share * _clip_factors(_norms(inputs, deltas), max_norm)
     return mlp.like(params, _weighted_sum(params, inputs, deltas, weight, dtype))
 
 
@@ -158,12 +160,13 @@ def private_sum(
 ) -> Params:
     """The differentially private sum, `sum_n clip(g[n], max_norm) + noise_multiplier * max_norm * N(0, 1)`.
 
-    The gradient of DP-SGD: Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1. Divide it by
-    the *expected* batch size, and let a library account for the privacy spent. Dropout masks must not depend on
-    other samples. Floating-point noise is not the ideal one (Mironov, CCS 2012).
+    The gradient of DP-SGD: Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1. One sample
+    more or less moves the sum by `max_norm` at most, whatever the sample: one whose gradient is not finite counts as
+    zero. Divide the sum by the *expected* batch size, and let a library account for the privacy spent, for neighbours
+    that differ by adding or removing a sample. Floating-point noise is not the ideal one (Mironov, CCS 2012).
 
     Args:
-      key: a JAX random key, fresh for every step.
+      key: a JAX random key, fresh for every step, and secret: who knows it can take the noise off.
       params: as in `funcnet.objective`; so are `x`, `y`, `hidden`, `output`, `loss`, `masks`, `compute_dtype`.
       x: `(..., n_0)`.
       y: class ids `(...)` or targets `(..., K)`.
@@ -181,7 +184,8 @@ def private_sum(
       The tree of `params`: a sum, not a mean.
 
     Raises:
-      ValueError: as in `funcnet.objective`; `included` is not boolean or not one per sample.
+      ValueError: as in `funcnet.objective`; `included` is not boolean or not one per sample; `max_norm` or
+        `noise_multiplier` is not a scalar.
 
     >>> params, x, y = mlp.init(jax.random.key(0), (4, 3)), jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
     >>> taken = jnp.array([True, True, False, False, True])
@@ -190,15 +194,18 @@ def private_sum(
     [((4, 3), (3,))]
     """
     inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, None, compute_dtype)
-    weight = _clip_factors(inputs, deltas, max_norm)
+    norms = _norms(inputs, deltas)
+    counts = jnp.isfinite(norms)  # infinity times 0 would not be 0
     if included is not None:
         included = jnp.asarray(included)
         if included.dtype != jnp.bool_ or included.shape != share.shape:
             raise ValueError(f"included has dtype {included.dtype} and shape {included.shape}, expected bool and "
                              f"{share.shape}, one per sample")  # fmt: skip
-        weight = jnp.where(included, weight, 0.0)
+        counts = counts & included
+    inputs, deltas = ([jnp.where(counts[..., None], v, 0.0) for v in vs] for vs in (inputs, deltas))
+    weight = _clip_factors(jnp.where(counts, norms, 0.0), max_norm)
     leaves, tree = jax.tree.flatten(_weighted_sum(params, inputs, deltas, weight, dtype))
-    scale = jnp.asarray(noise_multiplier, share.dtype) * jnp.asarray(max_norm, share.dtype)
+    scale = _scalar("noise_multiplier", noise_multiplier, share.dtype) * jnp.asarray(max_norm, share.dtype)
     keys = jax.random.split(key, len(leaves))
     noisy = [g + scale * jax.random.normal(key, g.shape, g.dtype) for g, key in zip(leaves, keys, strict=True)]
     return mlp.like(params, jax.tree.unflatten(tree, noisy))
@@ -255,8 +262,8 @@ def gradient_moments(
     """Mean and variance of the samples' gradients, entry by entry: `E[g]` and `E[g^2] - E[g]^2`.
 
     `E[dW_l^2] = E[a_{l-1}^2^T delta_l^2]`: one more matrix product per layer. The variance is that of the batch, as
-    NumPy's `var`; times `N / (N - 1)` it estimates that of the population. It is a difference, exact to some eps of
-    `E[g^2]`. Dangel, Kunstner and Hennig, BackPACK, ICLR 2020.
+    NumPy's `var`; times `N / (N - 1)` it estimates that of the population. It is a difference, exact to some eps (of
+    `compute_dtype`, if there is one) of `E[g^2]`. Dangel, Kunstner and Hennig, BackPACK, ICLR 2020.
 
     Args and errors as in `funcnet.objective`.
 
@@ -308,9 +315,10 @@ def gradient_noise_scale(
     inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype)
     mean = _weighted_sum(params, inputs, deltas, share, dtype)
     norm_of_mean = sum(jnp.sum(g * g) for g in jax.tree.leaves(mean))
-    mean_of_norms = jnp.sum(share * _squared_norms(inputs, deltas))
+    mean_of_norms = jnp.sum(share * _norms(inputs, deltas) ** 2)
     one_over_N = jnp.sum(share * share)
-    trace = (mean_of_norms - norm_of_mean) / (1 - one_over_N)
+    more_than_one = one_over_N < 1 - 8 * jnp.finfo(share.dtype).eps
+    trace = jnp.where(more_than_one, (mean_of_norms - norm_of_mean) / (1 - one_over_N), jnp.nan)
     squared_norm = norm_of_mean - trace * one_over_N
     return NoiseScale(trace / squared_norm, trace, squared_norm)
 
@@ -342,21 +350,30 @@ def _weighted_sum(params, inputs, deltas, weight, dtype) -> Params:
     ]
 
 
-def _squared_norms(inputs, deltas) -> Array:
-    """`(...)`, the squared norm of each sample's gradient."""
-    squares = [_square(delta) * (_square(a) + 1) for a, delta in zip(inputs, deltas, strict=True)]
-    return sum(squares[1:], squares[0])
+def _norms(inputs, deltas) -> Array:
+    """`(...)`, the norm of each sample's gradient."""
+    by_layer = [_norm(delta) * jnp.hypot(_norm(a), 1.0) for a, delta in zip(inputs, deltas, strict=True)]
+    return _norm(jnp.stack(by_layer, -1))
 
 
-def _square(v) -> Array:
-    """`(..., n) -> (...)`, the squared norm of each row."""
-    return jnp.sum(v * v, axis=-1)
+def _norm(v) -> Array:
+    """`(..., n) -> (...)`, the norm of each row, by its largest entry: a square could be 0 or infinite."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=-1, keepdims=True, initial=0.0))
+    scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    square = jnp.sum((v / scale) ** 2, axis=-1)
+    zero = square == 0  # where the square root has no derivative
+    return scale[..., 0] * jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
-def _clip_factors(inputs, deltas, max_norm) -> Array:
-    """`min(1, max_norm / |g[n]|)`, 1 for a gradient of zero."""
-    squares = _squared_norms(inputs, deltas)
-    max_norm = jnp.asarray(max_norm, squares.dtype)
-    over = squares > max_norm * max_norm
-    factors = jnp.where(over, max_norm * jax.lax.rsqrt(jnp.where(over, squares, 1.0)), 1.0)
+def _clip_factors(norms, max_norm) -> Array:
+    """`min(1, max_norm / |g[n]|)`, 1 for a gradient of zero, NaN for one that is not a number."""
+    max_norm = _scalar("max_norm", max_norm, norms.dtype)
+    within = norms <= max_norm
+    factors = jnp.where(within, 1.0, max_norm / jnp.where(within, 1.0, norms))
     return jnp.where(max_norm >= 0, factors, jnp.nan)
+
+
+def _scalar(name, value, dtype) -> Array:
+    if jnp.shape(value) != ():
+        raise ValueError(f"{name} has shape {jnp.shape(value)}, expected a number")
+    return jnp.asarray(value, dtype)

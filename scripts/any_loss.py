@@ -35,8 +35,8 @@ from funcnet import (
 
 # A user's activation and a user's loss, in a dozen lines.
 
-softsign = Activation("softsign", lambda z: z / (1 + jnp.abs(z)), lambda z, a: (1 - jnp.abs(a)) ** 2)
-"""`a = z / (1 + |z|)`, `a' = 1 / (1 + |z|)^2 = (1 - |a|)^2`; Bergstra et al., 2009."""
+softsign = Activation("softsign", lambda z: z / (1 + jnp.abs(z)), lambda z, a: 1 / (1 + jnp.abs(z)) ** 2)
+"""`a = z / (1 + |z|)`, `a' = 1 / (1 + |z|)^2`; Bergstra et al., 2009."""
 
 
 def _log_cosh(u):
@@ -51,7 +51,7 @@ log_cosh = Loss(
 )
 """`sum_k log cosh(out_k - y_k)`: a square near 0, an absolute value far away; outliers pull no harder than others."""
 
-SIZES = (1, 16, 16, 16, 16, 1)  # f_0 to f_5
+SIZES = (1, 16, 16, 16, 16, 1)  # f_1 to f_5
 SETTINGS = {"hidden": softsign, "loss": log_cosh}
 SQUARED = {"hidden": softsign, "loss": squared_error}
 

@@ -3,7 +3,7 @@
 python scripts/maximum_likelihood.py              # prints the checks, and draws maximum_likelihood.png
 
 The network's outputs are logits; `softmax` makes them probabilities, and the loss of a label is `-log p[label]`.
-Together they are `log sum exp(logits) - logits[label]`, which never overflows; apart they do.
+Together they are `log sum exp(logits) - logits[label]`, which stays right where a probability rounds to 0.
 """
 
 from pathlib import Path

@@ -107,7 +107,7 @@ def private(
     (x, y), held_out = jax.device_put((tuple(part[:kept] for part in data.train), held_out))
     rate = batch_size / len(x)
     steps = epochs * len(x) // batch_size
-    capacity = batch_size + int(6 * np.sqrt(batch_size))  # a batch is larger than that once in 10^9 times
+    capacity = batch_size + 10 * int(np.sqrt(batch_size)) + 20  # a batch exceeds it with a probability below 1e-20
 
     @jax.jit
     def run(key, x, y):

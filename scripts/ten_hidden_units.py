@@ -76,9 +76,8 @@ def train(runs, x, y) -> list[Params]:
     return [params for params, _ in run(states, x, y)]
 
 
-def accuracies(settings=SETTINGS, seeds: int = 1):
+def accuracies(parts, settings=SETTINGS, seeds: int = 1):
     """For each setting `(setting, networks, accuracies (2, seeds))`, in training and held out."""
-    parts = split()
     for _, group in itertools.groupby(settings, key=lambda setting: setting.hidden):
         runs = [(setting, seed) for setting in group for seed in range(seeds)]
         networks = train(runs, *parts[0])
@@ -95,11 +94,12 @@ def main(*, seeds: int = 1, out: Path = Path("ten_hidden_units.png")) -> None:
       seeds: runs of each.
       out: the picture.
     """
+    parts = split()
     print(f"{'784-n-10, 500 full-batch steps':36}{'n':>4}{'41,000 images':>15}{'1,000 held out':>16}")
-    for setting, networks, scores in accuracies(seeds=seeds):
+    for setting, networks, scores in accuracies(parts, seeds=seeds):
         print(f"{setting.name:36}{setting.hidden:4}{scores[0].mean():15.1%}{scores[1].mean():16.1%}", flush=True)
         if setting is SETTINGS[0]:
-            draw(networks[0], split()[1], out)
+            draw(networks[0], parts[1], out)
     print(f"picture: {out}")
 
 
