@@ -21,6 +21,8 @@ norm, or one that grows with the size, accepts wrong ones.
 64 eps for a function that is no network. Where rounding costs more than that (terms cancel, a tanh saturates), it is
 said: the distance of `jax.grad` itself from float64 is measured, and eight times it allowed. And the gradient run in
 float64 must be right to one part in 10^9 of the leaf's largest entry: so no mistake hides behind float32's rounding.
+Only where units are saturated is more allowed in float64, too: there the slopes in `jax.grad` are all rounding
+(`1 - a^2` for tanh), and what an error of eps in every slope makes of the gradient is measured.
 
 **Kinks.** Where a sample's `z` lies within its own rounding error of a kink, either one-sided derivative is right. Such
 samples are found, counted, taken out of the batch, and judged one at a time between the gradients on the two sides.
