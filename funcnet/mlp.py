@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.lax import optimization_barrier
 from jax.typing import ArrayLike, DTypeLike
 
 from funcnet import validation
@@ -365,7 +366,10 @@ def layer_inputs(trace, masks) -> list[Array]:
 def layer_gradient(W, a, delta, dtype) -> tuple[Array, Array]:
     """`dW[i, j] = sum a[..., i] delta[..., j]` and `db[j] = sum delta[..., j]`, summed over all samples."""
     # Sharded like W: where a mesh's axes are explicit, a contraction over a sharded batch must say what comes out.
-    dW = product("...i,...j->ij", a, delta, dtype, out_sharding=jax.typeof(W).sharding)
+    a_T = jnp.moveaxis(a, -1, 0)  # (..., n_in) -> (n_in, ...)
+    if dtype != a.dtype:  # XLA's CPU would go back to full precision for a factor that it transposes by itself
+        a_T = optimization_barrier(a_T.astype(dtype)).astype(a.dtype)
+    dW = product("i...,...j->ij", a_T, delta, dtype, out_sharding=jax.typeof(W).sharding)
     db = jnp.sum(delta, axis=tuple(range(delta.ndim - 1)))
     return dW, db
 

@@ -139,15 +139,24 @@ def first_layer_weights(W: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any
     return _grid(figure, images, [f"unit {i}" for i in strongest], rows, columns, "RdBu_r", -limit, limit)
 
 
-def lines(values: Mapping[str, ArrayLike], *, title: str, x_label: str, y_label: str, log: bool = False) -> Any:
-    """Named sequences over `1, 2, ...`.
+def lines(
+    values: Mapping[str, Any],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    log: bool = False,
+    x: Mapping[str, Any] | None = None,
+) -> Any:
+    """Named sequences over `1, 2, ...`, or over an `x` each.
 
     Args:
       values: a sequence for each name, four at most.
       title: what to see.
       x_label: with its unit.
       y_label: with its unit.
-      log: a logarithmic vertical axis.
+      log: a logarithmic vertical axis; with `x`, both are logarithmic.
+      x: where the values of each name lie.
 
     Returns:
       The figure.
@@ -156,9 +165,12 @@ def lines(values: Mapping[str, ArrayLike], *, title: str, x_label: str, y_label:
     axes = figure.subplots()
     for (name, sequence), style in zip(values.items(), _STYLES, strict=False):
         sequence = np.asarray(sequence)
-        axes.plot(np.arange(1, len(sequence) + 1), sequence, label=name, **style)
+        axes.plot(np.arange(1, len(sequence) + 1) if x is None else x[name], sequence, label=name, **style)
     axes.set(xlabel=x_label, ylabel=y_label, **({"yscale": "log"} if log else {}))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    if x is not None and log:
+        axes.set_xscale("log")
+    elif x is None:
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

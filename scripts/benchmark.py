@@ -1,43 +1,49 @@
 """How fast, and against whom: each suite prints a table in Markdown, and all of it goes into one JSON file.
 
-python scripts/benchmark.py per-sample                  # needs pip install -e ".[train,bench]"; the rest is left out
-python scripts/benchmark.py per-sample --out figures.json
+python scripts/benchmark.py                             # all suites; needs pip install -e ".[train,bench]"
+python scripts/benchmark.py epoch step --out figures.json
 
 Candidates run in one process, in turn, A B C, C B A, A B C, ...; the figures are medians over rounds with their
 quartiles, and a ratio is the median of the ratios within a round, so that a machine that slows down slows all of them.
+Before each turn there is a pause, since the threads of a BLAS go on spinning after their work, on somebody else's time,
+and an untimed call or more.
+The frameworks that it compares with stand in `peers.py`; those that are not installed are left out.
 """
-
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# The peers are in the extra `bench`, which need not be there.
 
 import gc
 import json
+import os
 import platform
+import subprocess
+import sys
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peers
 import tyro
 
 import funcnet
-from funcnet import per_sample
+from funcnet import datasets, per_sample, plotting, training
 
-NETS = ((784, 128, 10), (784, 1024, 1024, 10))
-BATCH = 128
+SMALL, WIDE, LARGE = (784, 128, 10), (784, 800, 10), (784, 1024, 1024, 10)
+RATE = 0.1
+PAUSE = 0.05  # seconds; OpenBLAS's threads spin for about half of that
+CHUNK = 0.1  # seconds at a time, and as many untimed before: after a rest the second core takes some 20 ms to join in
 
 
 @dataclass
 class Row:
     """One candidate in one case."""
 
-    suite: str
     case: str
     candidate: str
     seconds: float  # median over rounds
@@ -51,16 +57,21 @@ def interleaved(candidates: Mapping[str, Callable[[], Any]], seconds: float) -> 
 
     A candidate is a function without arguments that returns when its work is done.
     """
-    calls = {}
+    once = {}
     for name, run in candidates.items():
         run()
         began = time.perf_counter()
         run()
-        calls[name] = max(1, int(0.01 / max(time.perf_counter() - began, 1e-9)))  # at least 10 ms at a time
+        once[name] = time.perf_counter() - began
+    calls = {name: max(1, int(CHUNK / max(t, 1e-9))) for name, t in once.items()}
+    warm = np.median(list(once.values())) < 20 * CHUNK  # all or none, so that all that train have trained as long
     times = {name: [] for name in candidates}
     order, spent = list(candidates), 0.0
     while spent < seconds * len(candidates) or len(times[order[0]]) < 5:
         for name in order:
+            time.sleep(PAUSE)
+            for _ in range(calls[name] if warm else 0):
+                candidates[name]()
             began = time.perf_counter()
             for _ in range(calls[name]):
                 candidates[name]()
@@ -71,21 +82,30 @@ def interleaved(candidates: Mapping[str, Callable[[], Any]], seconds: float) -> 
     return {name: np.array(values) for name, values in times.items()}
 
 
-def compare(suite, case, candidates, seconds, more: Mapping[str, dict[str, Any]] | None = None) -> list[Row]:
+def rows_of(case: str, times: Mapping[str, np.ndarray], more: Mapping[str, dict[str, Any]] | None = None) -> list[Row]:
     """Rows for the candidates of one case; the first is what ratios refer to."""
-    gc.collect()
-    times = interleaved(candidates, seconds)
-    first = times[next(iter(candidates))]
+    first = times[next(iter(times))]
     return [
-        Row(suite, case, name, float(np.median(t)), (float(np.quantile(t, 0.25)), float(np.quantile(t, 0.75))),
+        Row(case, name, float(np.median(t)), (float(np.quantile(t, 0.25)), float(np.quantile(t, 0.75))),
             float(np.median(t / first)), (more or {}).get(name, {}))
         for name, t in times.items()
     ]  # fmt: skip
 
 
+def compare(case, candidates, seconds, more: Mapping[str, dict[str, Any]] | None = None) -> list[Row]:
+    """Time the candidates of one case in turn."""
+    gc.collect()
+    return rows_of(case, interleaved(candidates, seconds), more)
+
+
 def call(fn, *args) -> Callable[[], Any]:
     """A candidate from a function of JAX arrays."""
     return lambda: jax.block_until_ready(fn(*args))
+
+
+def compiled(fn, *args) -> Callable[..., Any]:
+    """The program for arguments like these."""
+    return jax.jit(fn).lower(*args).compile()
 
 
 def peak_memory(program) -> int:
@@ -96,19 +116,294 @@ def peak_memory(program) -> int:
     )
 
 
-def batch_of(sizes, seed=0) -> tuple[Any, jax.Array, jax.Array]:
+def batch_of(sizes, n=128, seed=0) -> tuple[Any, jax.Array, jax.Array]:
     """A network and a batch of dense data: `(params, x, y)`."""
     keys = jax.random.split(jax.random.key(seed), 3)
-    x = jax.random.uniform(keys[1], (BATCH, sizes[0]))
-    return funcnet.init(keys[0], sizes), x, jax.random.randint(keys[2], (BATCH,), 0, sizes[-1])
+    x = jax.random.uniform(keys[1], (n, sizes[0]))
+    return funcnet.init(keys[0], sizes), x, jax.random.randint(keys[2], (n,), 0, sizes[-1])
 
 
-# Suites: each yields rows.
+def task_of(sizes, batch_size, seed=0, images=60_000) -> peers.Task:
+    """Plain SGD on MNIST, from the same start for all."""
+    x, y = datasets.load_mnist().train
+    params = [(np.asarray(W), np.asarray(b)) for W, b in funcnet.init(jax.random.key(seed), sizes)]
+    return peers.Task(params, np.asarray(x)[:images], np.asarray(y)[:images], batch_size, RATE, seed)
 
 
-def per_sample_suite(seconds: float):
+def name_of(sizes) -> str:
+    """The widths, 784-128-10."""
+    return "-".join(map(str, sizes))
+
+
+def step_flops(sizes, batch_size) -> int:
+    """Of the products of one training step: forward, dW, and the delta of every layer but the first."""
+    products = [n_in * n_out for n_in, n_out in pairwise(sizes)]
+    return 2 * batch_size * (2 * products[0] + 3 * sum(products[1:]))
+
+
+def start_all(makers: Mapping[str, Callable[[peers.Task], peers.Trainer]], task) -> dict[str, peers.Trainer]:
+    """A trainer from each maker whose framework is installed."""
+    trainers = {}
+    for name, make in makers.items():
+        try:
+            trainers[name] = make(task)
+        except ImportError as error:
+            print(f"without {name}: {error}", file=sys.stderr)
+    return trainers
+
+
+def test_accuracy(trainer: peers.Trainer) -> float:
+    """On MNIST's test set, whoever trained the network."""
+    params = [(jnp.asarray(W), jnp.asarray(b)) for W, b in trainer.params()]
+    return float(training.evaluate(params, *datasets.load_mnist().test).accuracy)
+
+
+# Suites: each yields rows, and may draw pictures.
+
+
+def step_suite(seconds: float) -> Iterator[Row]:
+    """Value and gradient of one batch, against `jax.value_and_grad` of the same objective."""
+    for sizes in ((784, 32, 10), SMALL, WIDE, LARGE):
+        for n in (1, 8, 32, 128, 1024):
+            args = batch_of(sizes, n)
+            candidates = {
+                "jax.value_and_grad": call(compiled(jax.value_and_grad(funcnet.objective), *args), *args),
+                "value_and_backward": call(compiled(funcnet.value_and_backward, *args), *args),
+            }
+            yield from compare(f"{name_of(sizes)}, batch {n}", candidates, seconds)
+
+
+def products_alone(sizes, batch_size, steps) -> Callable[[], Any]:
+    """The matrix products of an epoch's steps and the updates, and nothing else: what XLA can do at these shapes."""
+    params, x, _ = batch_of(sizes, batch_size)
+
+    def step(Ws, _):
+        inputs, a = [], x + Ws[0][0, 0]  # differs from step to step, or XLA would compute it once
+        for W in Ws:
+            inputs.append(a)
+            a = a @ W
+        delta, grads = a, []
+        for l in reversed(range(len(Ws))):
+            grads.append(jnp.einsum("ni,nj->ij", inputs[l], delta))
+            delta = jnp.einsum("nj,ij->ni", delta, Ws[l]) if l else delta
+        return [W - 1e-9 * dW for W, dW in zip(Ws, reversed(grads), strict=True)], None
+
+    Ws = [0.01 * W for W, _ in params]
+    return call(compiled(lambda Ws: jax.lax.scan(step, Ws, length=steps)[0], Ws), Ws)
+
+
+def epoch_suite(seconds: float) -> Iterator[Row]:
+    """An epoch of MNIST by plain SGD, against other frameworks and against matrix products alone.
+
+    The ceiling is the FLOPs of the epoch's products at the rate of a 1,024 x 1,024 product, XLA's or NumPy's, whichever
+    is faster, measured in the same rounds.
+    """
+    ours = {
+        "funcnet": peers.funcnet_epoch,
+        "funcnet, bfloat16 products": partial(peers.funcnet_epoch, compute_dtype=jnp.bfloat16),
+        "funcnet's epoch, jax.grad, optax": peers.funcnet_with_optax,
+    }
+    square = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
+    on_device = jnp.asarray(square)
+    squares = {
+        "XLA": call(compiled(jnp.matmul, square, square), on_device, on_device),
+        "NumPy": lambda: square @ square,
+    }
+    for sizes, batch_size in ((SMALL, 32), (SMALL, 128), (WIDE, 128), (LARGE, 128)):
+        task = task_of(sizes, batch_size)
+        trainers = start_all(ours | peers.PEERS, task)
+        steps = -(-len(task.x) // batch_size)
+        candidates = {name: trainer.epoch for name, trainer in trainers.items()}
+        candidates["the same products alone, XLA"] = products_alone(sizes, batch_size, steps)
+        times = interleaved(candidates | squares, seconds)
+        rate = 2 * 1024**3 / min(np.median(times.pop(name)) for name in squares)
+        ceiling = steps * step_flops(sizes, batch_size) / rate
+        more: dict[str, dict[str, Any]] = {
+            name: {"of the ceiling": f"{ceiling / np.median(t):.0%}"} for name, t in times.items()
+        }
+        for name, trainer in trainers.items():
+            more[name]["test accuracy"] = f"{test_accuracy(trainer):.2%}"
+        times["the ceiling"] = np.full_like(times["funcnet"], ceiling)
+        yield from rows_of(f"{name_of(sizes)}, batch {batch_size}", times, more | {
+            "the ceiling": {"of the ceiling": f"{rate / 1e9:.0f} GFLOP/s"}})  # fmt: skip
+
+
+def time_to_accuracy_suite(seconds: float) -> Iterator[Row]:
+    """From nothing to 98% on the test set: compiling and all epochs, the tests of the accuracy not counted.
+
+    784-256-10, plain SGD, batch 32, rate 0.2, from three starts each. Reading the test set after each epoch is what
+    this contest is about, so its accuracy says nothing more than that it was reached.
+    """
+    del seconds
+    makers = {"funcnet": peers.funcnet_epoch, **peers.PEERS}
+    times: dict[str, list[float]] = {}
+    epochs: dict[str, list[int]] = {}
+    first: dict[str, list[float]] = {}
+    for seed in range(3):
+        task = task_of((784, 256, 10), 32, seed)._replace(rate=0.2)
+        for name, make in list(makers.items())[:: 1 if seed % 2 == 0 else -1]:
+            jax.clear_caches()
+            time.sleep(PAUSE)
+            spent, each = 0.0, []
+            began = time.perf_counter()
+            try:
+                trainer = make(task)
+            except ImportError as error:
+                print(f"without {name}: {error}", file=sys.stderr)
+                continue
+            while True:
+                trainer.epoch()
+                each.append(time.perf_counter() - began)
+                spent += each[-1]
+                if test_accuracy(trainer) >= 0.98 or len(each) == 50:
+                    break
+                time.sleep(PAUSE)
+                began = time.perf_counter()
+            times.setdefault(name, []).append(spent)
+            epochs.setdefault(name, []).append(len(each))
+            first.setdefault(name, []).append(each[0] - float(np.median(each[1:])))
+    arrays = {name: np.array(times[name]) for name in makers if name in times}
+    more = {
+        name: {"epochs": ", ".join(map(str, epochs[name])), "of it setting up": f"{np.median(first[name]):.2f} s"}
+        for name in arrays
+    }
+    yield from rows_of("784-256-10, batch 32", arrays, more)
+
+
+def sweep_suite(seconds: float) -> Iterator[Row]:
+    """Sixteen networks, an epoch of 15,000 images each: in turn, and as one program through `vmap`."""
+    x, y = (jnp.asarray(v[:15_000]) for v in datasets.load_mnist().train)
+    optimizer = funcnet.sgd(RATE)
+    epoch = training.make_epoch(optimizer, batch_size=128)
+    for sizes in ((784, 32, 10), SMALL, WIDE):
+        keys = jax.random.split(jax.random.key(0), 16)
+        states = jax.vmap(lambda key, sizes=sizes: training.init_state(funcnet.init(key, sizes), optimizer))(keys)
+        each = [jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in range(16)]
+        one = compiled(epoch, each[0], keys[0], x, y)
+        own_order = compiled(jax.vmap(epoch, (0, 0, None, None)), states, keys, x, y)
+        one_order = compiled(jax.vmap(epoch, (0, None, None, None)), states, keys[0], x, y)
+        candidates = {
+            "in turn": lambda one=one, each=each, keys=keys: [
+                jax.block_until_ready(one(state, key, x, y)) for state, key in zip(each, keys, strict=True)
+            ],
+            "vmap, an order of the images for each": call(own_order, states, keys, x, y),
+            "vmap, one order for all": call(one_order, states, keys[0], x, y),
+        }
+        yield from compare(f"16 x {name_of(sizes)}", candidates, seconds)
+
+
+IMPORT = "import time; began = time.perf_counter(); import {}; print(time.perf_counter() - began)"
+
+
+def compile_suite(seconds: float) -> Iterator[Row]:
+    """Import; tracing and compiling a gradient, against `jax.value_and_grad`; how often a run is traced."""
+    del seconds
+
+    def import_seconds(module):
+        out = subprocess.run([sys.executable, "-c", IMPORT.format(module)], capture_output=True, text=True, check=True)
+        return float(out.stdout)
+
+    imports = [[import_seconds(module) for module in ("jax", "funcnet")] for _ in range(9)]
+    yield from rows_of("import, in a fresh process", dict(zip(("jax", "funcnet"), np.array(imports).T, strict=True)))
+
+    for depth in (2, 3, 8, 32):
+        sizes = (784, *[64] * (depth - 1), 10)
+        args = batch_of(sizes)
+        programs = {
+            "jax.value_and_grad": jax.value_and_grad(funcnet.objective),
+            "value_and_backward": funcnet.value_and_backward,
+        }
+        times = {name: [] for name in programs}
+        for i in range(9):
+            for name in list(programs)[:: 1 if i % 2 == 0 else -1]:
+                jax.clear_caches()
+                began = time.perf_counter()
+                compiled(programs[name], *args)
+                times[name].append(time.perf_counter() - began)
+        yield from rows_of(f"trace and compile, {depth} layers", {name: np.array(t) for name, t in times.items()})
+
+    task = task_of(SMALL, 128)  # with a ragged last batch
+    jax.clear_caches()
+    seen: list[str] = []
+
+    def listen(event: str, duration_secs: float, **about: str | int) -> None:
+        del duration_secs
+        if event.endswith("jaxpr_trace_duration"):
+            seen.append(str(about.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    began = time.perf_counter()
+    trainer = peers.funcnet_epoch(task)
+    firsts = []
+    for _ in range(5):
+        trainer.epoch()
+        test_accuracy(trainer)
+        firsts.append(time.perf_counter() - began)
+        began = time.perf_counter()
+    count = {f"traces of {name}": sum(name == fun for fun in seen) for name in ("epoch", "outputs")}
+    times = {"first epoch and evaluation": np.array(firsts[:1]), "later": np.array(firsts[1:])}
+    yield from rows_of("a run of five epochs", times, {"first epoch and evaluation": count})
+
+
+def scaling_suite(seconds: float, pictures: Path | None = None) -> Iterator[Row]:
+    """Time per sample of a step by width, depth and batch, and of an epoch by the number of images."""
+    steps = [("one hidden layer, wider", (784, width, 10), 128) for width in (16, 64, 256, 1024, 4096)]
+    steps += [("hidden layers of 256, more", (784, *[256] * depth, 10), 128) for depth in (1, 2, 4, 8, 16, 32)]
+    steps += [("a step, by batch", SMALL, n) for n in (1, 4, 16, 64, 256, 1024, 4096)]
+    lines: dict[str, list[str]] = {}
+    at: dict[str, int] = {}
+    candidates, more = {}, {}
+    for line, sizes, n in steps:
+        args = batch_of(sizes, n)
+        shape = f"{sizes[1]} x {len(sizes) - 2}" if len(sizes) > 4 else name_of(sizes)
+        name = f"{line}: {shape}, batch {n}"
+        candidates[name] = call(compiled(funcnet.value_and_backward, *args), *args)
+        parameters = funcnet.count_parameters(args[0])
+        more[name] = {"samples": n, "parameters": parameters}
+        at[name] = n if line == "a step, by batch" else parameters
+        lines.setdefault(line, []).append(name)
+    for n in (1_875, 3_750, 7_500, 15_000, 30_000, 60_000):
+        name = f"an epoch, by number of images: {n:,}"
+        candidates[name] = peers.funcnet_epoch(task_of(SMALL, 128, images=n)).epoch
+        more[name], at[name] = {"samples": n}, n
+        lines.setdefault("an epoch, by number of images", []).append(name)
+    rows = {row.candidate: row for row in compare("", candidates, seconds, more)}  # in turn, all of them
+    for row in rows.values():
+        row.more["per sample"] = row.seconds / row.more["samples"]
+    yield from rows.values()
+
+    for file, names, title, label in (
+        ("scaling_parameters.png", list(lines)[:2], "Time grows as the number of parameters", "parameters"),
+        ("scaling_samples.png", list(lines)[2:], "A sample costs the same in any number of full batches", "samples"),
+    ):
+        if pictures is not None:
+            figure = plotting.lines(
+                {line: [1e6 * rows[name].more["per sample"] for name in lines[line]] for line in names},
+                x={line: [at[name] for name in lines[line]] for line in names},
+                title=title, x_label=label, y_label="time per sample (microseconds)", log=True,
+            )  # fmt: skip
+            figure.savefig(pictures / file)
+
+
+def inference_suite(seconds: float) -> Iterator[Row]:
+    """Probabilities of one sample, and of a thousand."""
+    for sizes in (SMALL, LARGE):
+        for n in (1, 1000):
+            params, x, _ = batch_of(sizes, n)
+            host = np.asarray(x)
+            predict = compiled(funcnet.predict, params, x)
+            by_jax = compiled(lambda params, x: jax.nn.softmax(peers.plain_network(params, x)), params, x)
+            candidates = {
+                "funcnet.predict, compiled": call(predict, params, x),
+                "funcnet.predict, as it is called": call(funcnet.predict, params, x),
+                "jax.jit": call(by_jax, params, x),
+            } | peers.predictions(params, host)
+            yield from compare(f"{name_of(sizes)}, {n} at a time", candidates, seconds)
+
+
+def per_sample_suite(seconds: float) -> Iterator[Row]:
     """Per-sample norms, clipping and gradients against one plain gradient, and against those who do it otherwise."""
-    for sizes in NETS:
+    for sizes in (SMALL, LARGE):
         params, x, y = args = batch_of(sizes)
         max_norm = float(jnp.median(per_sample.per_sample_norms(*args)))
         rows_by_jax = jax.vmap(jax.grad(funcnet.objective), (None, 0, 0))
@@ -130,95 +425,12 @@ def per_sample_suite(seconds: float):
             "clipped: jit, vmap(jax.grad)": clipped_by_jax,
             "rows: jit, vmap(jax.grad)": rows_by_jax,
         }
-        compiled = {name: jax.jit(program).lower(*args).compile() for name, program in programs.items()}
-        candidates = {name: call(program, *args) for name, program in compiled.items()}
-        more = {name: {"memory in MB": peak_memory(program) / 1e6} for name, program in compiled.items()}
-        candidates |= torch_per_sample(params, x, y, max_norm)
+        ready = {name: compiled(program, *args) for name, program in programs.items()}
+        candidates = {name: call(program, *args) for name, program in ready.items()}
+        more = {name: {"memory in MB": peak_memory(program) / 1e6} for name, program in ready.items()}
+        candidates |= peers.per_sample(params, x, y, max_norm)
         check_agreement(candidates)
-        yield from compare("per-sample", "-".join(map(str, sizes)), candidates, seconds, more)
-
-
-def torch_per_sample(params, x, y, max_norm) -> dict[str, Callable[[], Any]]:
-    """The same from PyTorch: functorch's `vmap(grad)`, and Opacus's hooks and ghost norms."""
-    try:
-        import torch
-        from torch.func import functional_call, grad, vmap
-        from torch.nn.functional import cross_entropy
-    except ImportError:
-        return {}
-    model = torch_network(params)
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    images, labels = torch.from_numpy(np.array(x)), torch.from_numpy(np.array(y, np.int64))
-
-    def loss_of(weights, image, label):
-        return cross_entropy(functional_call(model, weights, (image[None],)), label[None])
-
-    rows = vmap(grad(loss_of), (None, 0, 0))
-
-    def norms_of(gradients):
-        return torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
-
-    def norms():
-        return norms_of(rows(weights, images, labels))
-
-    def clipped():
-        gradients = rows(weights, images, labels)
-        factor = (max_norm / norms_of(gradients)).clamp(max=1)
-        return {name: torch.tensordot(factor, g, 1) / len(images) for name, g in gradients.items()}
-
-    candidates = {
-        "norms: torch.func vmap(grad)": norms,
-        "clipped: torch.func vmap(grad)": clipped,
-        "rows: torch.func vmap(grad)": lambda: rows(weights, images, labels),
-    }
-    try:
-        from opacus import GradSampleModule
-        from opacus.grad_sample import GradSampleModuleFastGradientClipping as Ghost
-    except ImportError:
-        return candidates
-    hooked = GradSampleModule(torch_network(params))
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # inputs need no gradient here
-    ghost = Ghost(torch_network(params), max_grad_norm=max_norm, use_ghost_clipping=True)
-
-    def opacus_rows():
-        hooked.zero_grad()
-        cross_entropy(hooked(images), labels).backward()
-        return [p.grad_sample for p in hooked.parameters()]
-
-    def ghost_norms():
-        ghost.zero_grad()
-        cross_entropy(ghost(images), labels).backward()
-        return ghost.get_norm_sample()
-
-    def ghost_clipped():
-        ghost.zero_grad()
-        ghost.enable_hooks()
-        losses = cross_entropy(ghost(images), labels, reduction="none")
-        losses.mean().backward(retain_graph=True)
-        ghost.zero_grad()
-        ghost.disable_hooks()
-        (ghost.get_clipping_coef() * losses).mean().backward()
-        ghost.enable_hooks()
-        return [p.grad for p in ghost.parameters()]
-
-    return candidates | {
-        "norms: Opacus, ghost": ghost_norms,
-        "clipped: Opacus, ghost": ghost_clipped,
-        "rows: Opacus, hooks": opacus_rows,
-    }
-
-
-def torch_network(params) -> Any:
-    """The same network as a `torch.nn.Sequential`."""
-    import torch
-
-    layers = []
-    for W, b in params:
-        layer = torch.nn.Linear(*W.shape)
-        layer.weight.data = torch.from_numpy(np.array(W.T, order="C"))
-        layer.bias.data = torch.from_numpy(np.array(b))
-        layers += [layer, torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers[:-1])
+        yield from compare(name_of(sizes), candidates, seconds, more)
 
 
 def check_agreement(candidates) -> None:
@@ -238,31 +450,42 @@ def check_agreement(candidates) -> None:
                 np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max(), err_msg=name)
 
 
-SUITES = {"per-sample": per_sample_suite}
+SUITES: dict[str, Callable[..., Iterator[Row]]] = {
+    "step": step_suite,
+    "epoch": epoch_suite,
+    "time-to-accuracy": time_to_accuracy_suite,
+    "per-sample": per_sample_suite,
+    "sweep": sweep_suite,
+    "compile": compile_suite,
+    "scaling": scaling_suite,
+    "inference": inference_suite,
+}
+Suite = Literal["step", "epoch", "time-to-accuracy", "per-sample", "sweep", "compile", "scaling", "inference"]
 
 
 # Tables.
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table per case."""
-    lines = []
-    for case in dict.fromkeys(row.case for row in rows):
-        mine = [row for row in rows if row.case == case]
-        extra = list(dict.fromkeys(name for row in mine for name in row.more))
-        lines += [f"**{case}**", "", f"| | time | quartiles | ratio |{''.join(f' {name} |' for name in extra)}"]
-        lines.append("| --- | --- | --- | --- |" + " --- |" * len(extra))
-        for row in mine:
-            cells = [
-                row.candidate,
-                readable(row.seconds),
-                " to ".join(map(readable, row.quartiles)),
-                f"{row.ratio:.2f}",
-            ]
-            cells += [f"{row.more[name]:.3g}" if name in row.more else "" for name in extra]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+    """One table, the cases one below the other."""
+    extra = list(dict.fromkeys(name for row in rows for name in row.more))
+    lines = ["| | | time | quartiles | ratio |" + "".join(f" {name} |" for name in extra)]
+    lines.append("| --- " * (5 + len(extra)) + "|")
+    case = None
+    for row in rows:
+        cells = ["" if row.case == case else row.case, row.candidate, readable(row.seconds)]
+        cells += [" to ".join(map(readable, row.quartiles)), f"{row.ratio:.2f}"]
+        cells += [shown(name, row.more.get(name, "")) for name in extra]
+        lines.append(f"| {' | '.join(cells)} |")
+        case = row.case
+    return "\n".join(lines) + "\n"
+
+
+def shown(name: str, value: Any) -> str:
+    """A cell."""
+    if name == "per sample" and value:
+        return readable(value)
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
 
 
 def readable(seconds: float) -> str:
@@ -283,26 +506,35 @@ def machine() -> dict[str, str]:
     if (info := Path("/proc/cpuinfo")).exists():
         models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = f"{len(models)} x {models[0]}" if models else cpu
-    return {"device": jax.devices()[0].device_kind, "cpu": cpu, "python": platform.python_version(),
-            "jax": jax.__version__}  # fmt: skip
+    packages = ("jax", "numpy", "optax", "flax", "equinox", "torch", "opacus", "scikit-learn")
+    installed = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
+    versions = {name: installed[name] for name in packages if name in installed}
+    tunables = {name: os.environ[name] for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ}
+    return (
+        {"device": jax.devices()[0].device_kind, "cpu": cpu, "python": platform.python_version()} | versions | tunables
+    )
 
 
-def main(suites: tuple[Literal["per-sample"], ...] = ("per-sample",), /, seconds: float = 3.0, out: Path | None = None):
+def main(
+    suites: tuple[Suite, ...] = (), /, seconds: float = 3.0, out: Path | None = None, pictures: Path | None = None
+):
     """Run suites and print their tables.
 
     Args:
-      suites: which of them.
+      suites: which of them; all, if none is named.
       seconds: for each candidate.
       out: a JSON file for the figures.
+      pictures: a folder for the plots of `scaling`.
     """
     print(f"{machine()}\n")
-    rows = []
-    for name in suites:
-        new = list(SUITES[name](seconds))
-        print(f"## {name}\n\n{markdown(new)}", flush=True)
-        rows += new
-    if out is not None:
-        out.write_text(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name in suites or SUITES:
+        run = SUITES[name]
+        rows = list(run(seconds, pictures) if run is scaling_suite else run(seconds))
+        print(f"## {name}\n\n{' '.join((run.__doc__ or '').split())}\n\n{markdown(rows)}", flush=True)
+        results[name] = [asdict(row) for row in rows]
+        if out is not None:
+            out.write_text(json.dumps({"machine": machine(), "suites": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

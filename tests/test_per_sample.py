@@ -2,10 +2,8 @@
 
 import itertools
 import re
-import time
 from functools import partial
 
-import benchmark
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -487,24 +485,3 @@ def test_the_script_on_mnist(mnist, tmp_path, capsys):
     assert float(re.search(r"largest loss: ([\d.]+)%", printed)[1]) > 50  # by chance it would be 1
     assert float(re.search(r"validation accuracy ([\d.]+)%", printed)[1]) > 70
     assert {path.name for path in tmp_path.iterdir()} == {"adversarial.png", "hardest.png"}
-
-
-def test_the_benchmark_checks_that_all_compute_the_same():
-    ours = {
-        "per_sample_norms": lambda: jnp.array([1.0, 2.0]),
-        "clipped_backward": list,
-        "per_sample_backward": list,
-    }
-    benchmark.check_agreement(ours | {"norms: right": lambda: np.array([1.0, 2.0])})
-    with pytest.raises(AssertionError, match="norms: wrong"):
-        benchmark.check_agreement(ours | {"norms: wrong": lambda: np.array([2.0, 1.0])})
-
-
-def test_the_benchmark_compares_in_turn():
-    order = []
-    candidates = {name: lambda name=name: order.append(name) or time.sleep(0.02) for name in ("a", "b")}
-    first, second = benchmark.compare("suite", "case", candidates, 0.01, {"b": {"memory in MB": 1.5}})
-    assert order[4:8] == ["a", "b", "b", "a"]  # after warming up
-    assert (first.candidate, first.ratio, second.more) == ("a", 1, {"memory in MB": 1.5})
-    assert "| b | " in benchmark.markdown([first, second])
-    assert benchmark.readable(0.00123456) == "1.23 ms"

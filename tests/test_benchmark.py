@@ -1,0 +1,98 @@
+"""That the benchmark compares like with like: all peers take the same steps, in turn, and the sums are right."""
+
+import time
+
+import benchmark
+import jax
+import numpy as np
+import peers
+import pytest
+
+import funcnet
+
+
+@pytest.fixture
+def task():
+    """Five classes of noise; one batch is all of it, so that the order does not matter."""
+    rng = np.random.default_rng(0)
+    params = [(np.asarray(W), np.asarray(b)) for W, b in funcnet.init(jax.random.key(0), (20, 8, 6, 5))]
+    x = rng.integers(0, 256, (64, 20), dtype=np.uint8)
+    return peers.Task(params, x, rng.integers(0, 5, 64, dtype=np.int32), batch_size=64, rate=0.5, seed=0)
+
+
+def in_float64(task, epochs):
+    """The same steps in plain NumPy, one sample at a time."""
+    params = [(W.astype(np.float64), b.astype(np.float64)) for W, b in task.params]
+    for _ in range(epochs):
+        sums = [(np.zeros_like(W), np.zeros_like(b)) for W, b in params]
+        for image, label in zip(task.x / 255, task.y, strict=True):
+            activations = [image]
+            for W, b in params[:-1]:
+                activations.append(np.maximum(activations[-1] @ W + b, 0))
+            z = activations[-1] @ params[-1][0] + params[-1][1]
+            delta = np.exp(z) / np.exp(z).sum() - np.eye(5)[label]
+            for l in (2, 1, 0):
+                sums[l][0][...] += np.outer(activations[l], delta)
+                sums[l][1][...] += delta
+                delta = params[l][0] @ delta * (activations[l] > 0)
+        steps = [(task.rate * dW / len(task.x), task.rate * db / len(task.x)) for dW, db in sums]
+        params = [(W - dW, b - db) for (W, b), (dW, db) in zip(params, steps, strict=True)]
+    return params
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch to itself, when it compiles
+@pytest.mark.parametrize("name", ["funcnet", "funcnet's epoch, jax.grad, optax", *peers.PEERS])
+def test_everybody_takes_the_same_steps(task, name):
+    for package in ("Flax", "Equinox", "PyTorch"):
+        if package in name:  # they are in the extra `bench`, not in `test`
+            pytest.importorskip({"Flax": "flax", "PyTorch": "torch"}.get(package, package.lower()))
+    ours = {"funcnet": peers.funcnet_epoch, "funcnet's epoch, jax.grad, optax": peers.funcnet_with_optax}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as their users have them
+        trainer = (ours | peers.PEERS)[name](task)
+        for _ in range(3):
+            trainer.epoch()
+        got = trainer.params()
+    for (W, b), (W_want, b_want) in zip(got, in_float64(task, 3), strict=True):
+        np.testing.assert_allclose(np.asarray(W), W_want, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(b), b_want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_predictions_agree(task):
+    x = peers.as_pixels(task.x)
+    want = np.asarray(funcnet.predict([(W, b) for W, b in task.params], x))
+    np.testing.assert_allclose(peers.predictions(task.params, x)["NumPy by hand"](), want, rtol=0, atol=1e-6)
+
+
+def test_all_that_claim_the_same_are_compared():
+    ours = {
+        "per_sample_norms": lambda: np.array([1.0, 2.0]),
+        "clipped_backward": lambda: [np.ones((2, 3))],
+        "per_sample_backward": lambda: [np.ones((5, 2, 3))],
+    }
+    benchmark.check_agreement(ours | {"norms: right": lambda: np.array([1.0, 2.0])})
+    with pytest.raises(AssertionError, match="norms: wrong"):
+        benchmark.check_agreement(ours | {"norms: wrong": lambda: np.array([2.0, 1.0])})
+
+
+def test_candidates_take_turns(monkeypatch):
+    monkeypatch.setattr(benchmark, "PAUSE", 0)
+    order = []
+    candidates = {name: lambda name=name: order.append(name) or time.sleep(0.06) for name in ("a", "b")}
+    first, second = benchmark.compare("case", candidates, 0.01, {"b": {"memory in MB": 1.5}})
+    turn = ["a", "a", "b", "b"]  # each call after one that is not timed
+    assert order == [*turn, *turn, *turn[::-1], *turn, *turn[::-1], *turn]
+    assert first.ratio == 1
+    table = benchmark.markdown([first, second])
+    assert "| case | a |" in table
+    assert "|  | b |" in table
+    assert "| 1.5 |" in table
+
+
+def test_units_are_readable():
+    assert benchmark.readable(0.00123456) == "1.23 ms"
+
+
+def test_flops_of_a_step_are_those_of_its_products():
+    # forward and dW for both layers, delta for the second alone, two operations for each product of numbers
+    assert benchmark.step_flops((3, 5, 2), 7) == 2 * 7 * (3 * 5 + 5 * 2) * 2 + 2 * 7 * 5 * 2
