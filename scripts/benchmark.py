@@ -467,25 +467,38 @@ Suite = Literal["step", "epoch", "time-to-accuracy", "per-sample", "sweep", "com
 
 
 def markdown(rows: list[Row]) -> str:
-    """One table, the cases one below the other."""
-    extra = list(dict.fromkeys(name for row in rows for name in row.more))
-    lines = ["| | | time | quartiles | ratio |" + "".join(f" {name} |" for name in extra)]
-    lines.append("| --- " * (5 + len(extra)) + "|")
-    case = None
-    for row in rows:
-        cells = ["" if row.case == case else row.case, row.candidate, readable(row.seconds)]
-        cells += [" to ".join(map(readable, row.quartiles)), f"{row.ratio:.2f}"]
-        cells += [shown(name, row.more.get(name, "")) for name in extra]
-        lines.append(f"| {' | '.join(cells)} |")
-        case = row.case
-    return "\n".join(lines) + "\n"
+    """One table, candidates by cases or cases by candidates, whichever is longer than wide."""
+    cases = list(dict.fromkeys(row.case for row in rows))
+    candidates = list(dict.fromkeys(row.candidate for row in rows))
+    cells = {(row.case, row.candidate): shown(row) for row in rows}
+    if len(cases) > len(candidates):
+        header, names = candidates, cases
+        lines = [[cells.get((case, candidate), "") for candidate in candidates] for case in cases]
+    else:
+        header, names = cases, candidates
+        lines = [[cells.get((case, candidate), "") for case in cases] for candidate in candidates]
+    table = [
+        ["", *header],
+        ["---"] * (len(header) + 1),
+        *([name, *line] for name, line in zip(names, lines, strict=True)),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"
 
 
-def shown(name: str, value: Any) -> str:
-    """A cell."""
-    if name == "per sample" and value:
-        return readable(value)
-    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+def shown(row: Row) -> str:
+    """The median, half of the way between the quartiles in per cent of it, the ratio, and what else there is.
+
+    >>> shown(Row("case", "candidate", 2.0, (1.9, 2.1), 0.5, {"memory in MB": 1.25}))
+    '2 s ±5%, 0.50x, memory in MB 1.25'
+    """
+    spread = (row.quartiles[1] - row.quartiles[0]) / 2 / row.seconds
+    more = [f"{name} {readable(value) if name == 'per sample' else figure(value)}" for name, value in row.more.items()]
+    return ", ".join([f"{readable(row.seconds)} ±{spread:.0%}", f"{row.ratio:.2f}x", *more])
+
+
+def figure(value: Any) -> str:
+    """Three figures of a number, all of a whole one."""
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def readable(seconds: float) -> str:

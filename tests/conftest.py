@@ -1,5 +1,6 @@
 """The strict house: no implicit promotion of ranks or dtypes, every warning an error, four CPU devices."""
 
+import importlib.util
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -39,3 +40,11 @@ def mnist():
             pytest.fail("FUNCNET_DATA does not name the folder of the MNIST files, and this is CI")
         pytest.skip("FUNCNET_DATA does not name the folder of the MNIST files")
     return datasets.load_mnist(folder)
+
+
+def pytest_collection_modifyitems(items):
+    """PyTorch is no part of the extra `test`: its wheels are large. In CI it is there."""
+    if importlib.util.find_spec("torch") is None and not os.environ.get("CI"):
+        for item in items:
+            if isinstance(item, pytest.DoctestItem) and "torch" in item.name:
+                item.add_marker(pytest.mark.skip(reason="needs the extra `exchange`"))

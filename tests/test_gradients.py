@@ -162,8 +162,11 @@ def transformed(name, gradient, params, x, y):
         return gradient(params, x, y)
 
 
+TRANSFORMATIONS = ["jit", "vmap", "vmap over networks", "scan", "jvp", "grad", "remat", "disable_jit"]
+
+
 @pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
-@pytest.mark.parametrize("name", ["jit", "vmap", "vmap over networks", "scan", "jvp", "grad", "remat", "disable_jit"])
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_equals_jax_grad_under(name, loss, dtype):
     (params, x, y), _ = oracle.make_case(0, (6, 9, 9, 4), (6,), dtype, weighted=False, masked=False)
     statics = {"hidden": activations.silu, "loss": loss}
@@ -172,10 +175,22 @@ def test_equals_jax_grad_under(name, loss, dtype):
     assert max(oracle.errors_in_eps(by_hand, by_jax)) <= 16
 
 
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_half_precision_products_compose(name):
+    (params, x, y), _ = oracle.make_case(0, (6, 9, 9, 4), (6,), np.float32, weighted=False, masked=False)
+    gradient = partial(funcnet.backward, hidden=activations.silu)
+    exact = transformed(name, gradient, params, x, y)
+    fast = transformed(name, partial(gradient, compute_dtype="bfloat16"), params, x, y)
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(exact), strict=True):
+        assert 0 < np.linalg.norm(a - b) <= 8 * float(jnp.finfo(jnp.bfloat16).eps) * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("compute_dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
-def test_a_batch_sharded_over_devices(axis_type):
+def test_a_batch_sharded_over_devices(axis_type, compute_dtype):
     (params, x, y), arrays = oracle.make_case(0, (6, 8, 4), (8,), np.float32, weighted=True, masked=True)
-    whole = funcnet.backward(params, x, y, **arrays)
+    backward = partial(funcnet.backward, compute_dtype=compute_dtype)
+    whole = backward(params, x, y, **arrays)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType[axis_type],))
 
     def put(a, *spec):
@@ -183,8 +198,10 @@ def test_a_batch_sharded_over_devices(axis_type):
 
     with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(mesh):
         params, batch = put(params), put((x, y, arrays), "data")
-        sharded = funcnet.backward(params, batch[0], batch[1], **batch[2])
-        by_jax = jax.grad(funcnet.objective)(params, batch[0], batch[1], **batch[2])
+        sharded = backward(params, batch[0], batch[1], **batch[2])
+        by_jax = jax.grad(partial(funcnet.objective, compute_dtype=compute_dtype))(
+            params, batch[0], batch[1], **batch[2]
+        )
     assert max(oracle.errors_in_eps(sharded, whole)) <= 16
     assert max(oracle.errors_in_eps(sharded, by_jax)) <= 16
     assert all(g.sharding.is_fully_replicated for g in jax.tree.leaves(sharded))

@@ -52,6 +52,7 @@ W, B = np.ones((3, 2), np.float32), np.ones(2, np.float32)
         (b"\xff" * 8 + b"{}", "not a whole safetensors file"),
         (save({}), r"holds \[\], expected the tensors layer1.W, layer1.b"),
         (save({"weight": W, "bias": B}), r"holds \['bias', 'weight'\], expected the tensors layer1.W"),
+        (save({"../../layer1.W": W, "layer1.b": B}), r"holds \['../../layer1.W', 'layer1.b'\], expected the tensors"),
         (save({"layer1.W": W, "layer2.b": B}), "expected the tensors layer1.W, layer1.b"),
         (save({"layer1.W": W, "layer1.b": W}), r"layer 1: W has shape \(3, 2\) and b \(3, 2\), expected"),
         (save({"layer1.W": W.astype(np.int32), "layer1.b": B}), "layer1.W has dtype I32, expected one of F16"),

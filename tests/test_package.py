@@ -11,7 +11,19 @@ import pytest
 import funcnet
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = {"optax", "matplotlib", "pooch", "safetensors", "sklearn", "tqdm", "tyro", "pytest", "torch", "hypothesis"}
+EXTRAS = {
+    "optax",
+    "matplotlib",
+    "pooch",
+    "safetensors",
+    "sklearn",
+    "tqdm",
+    "tyro",
+    "pytest",
+    "torch",
+    "onnx",
+    "hypothesis",
+}
 MODULES = sorted(path.stem for path in (ROOT / "funcnet").glob("[a-z]*.py"))
 
 
