@@ -203,7 +203,8 @@ def test_a_batch_sharded_over_devices(axis_type, compute_dtype):
             params, batch[0], batch[1], **batch[2]
         )
     assert max(oracle.errors_in_eps(sharded, whole)) <= 16
-    assert max(oracle.errors_in_eps(sharded, by_jax)) <= 16
+    rounding = 1 if compute_dtype is None else 2**16  # jax.grad rounds what comes out of half-precision products
+    assert max(oracle.errors_in_eps(sharded, by_jax)) <= 16 * rounding
     assert all(g.sharding.is_fully_replicated for g in jax.tree.leaves(sharded))
 
 
