@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from jax.typing import ArrayLike, DTypeLike
 
 from funcnet import activations
@@ -265,8 +266,10 @@ def to_sklearn(
         if loss is softmax_cross_entropy and K < 3:
             raise ValueError(f"softmax over {K} outputs: scikit-learn has one logistic output for two classes")
         classes = np.arange(max(K, 2)) if classes is None else np.asarray(classes)
-        if classes.shape != (len(x),) or not (classes[1:] > classes[:-1]).all() or (several and classes[0] != 0):
+        if classes.shape != (len(x),) or not (classes[1:] > classes[:-1]).all():
             raise ValueError(f"classes are {classes}, expected {len(x)}, ascending")
+        if several and (classes != np.arange(K)).any():
+            raise ValueError(f"classes are {classes}, but with several labels at once scikit-learn has 0 to {K - 1}")
         estimator = neural_network.MLPClassifier(**settings)
         estimator.partial_fit(x, np.eye(K, dtype=int) if several else classes, classes=classes)
     else:
@@ -345,7 +348,8 @@ def to_stablehlo(
 ) -> None:
     """Write `predict` as a StableHLO program, its weights inside, for CPU, GPU and TPU and any batch size.
 
-    `jax.export.deserialize(bytearray(path.read_bytes())).call(x)` runs it without funcnet; other runtimes read it, too.
+    `export.deserialize(bytearray(path.read_bytes())).call(x)`, after `from jax import export`, runs it without funcnet;
+    other runtimes read it, too.
 
     Args and errors as in `to_onnx`, but any activation and any loss will do.
 
@@ -353,15 +357,15 @@ def to_stablehlo(
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "network"
     >>> params = funcnet.init(jax.random.key(0), (4, 3))
     >>> to_stablehlo(path, params)
-    >>> p = jax.export.deserialize(bytearray(path.read_bytes())).call(jnp.ones((7, 4)))
+    >>> p = export.deserialize(bytearray(path.read_bytes())).call(jnp.ones((7, 4)))
     >>> bool(jnp.allclose(p, funcnet.predict(params, jnp.ones((7, 4)))))
     True
     """
     check_params(params)
-    (n,) = jax.export.symbolic_shape("n")
+    (n,) = export.symbolic_shape("n")
     x = jax.ShapeDtypeStruct((n, params[0][0].shape[0]), jnp.promote_types(params[0][0].dtype, jnp.float32))
     predictor = jax.jit(lambda x: predict(params, x, hidden=hidden, output=output, loss=loss))
-    exported = jax.export.export(predictor, platforms=("cpu", "cuda", "tpu"))(x)
+    exported = export.export(predictor, platforms=("cpu", "cuda", "tpu"))(x)
     write_atomically(path, bytes(exported.serialize()))
 
 

@@ -367,13 +367,18 @@ def scaling_suite(seconds: float, pictures: Path | None = None) -> Iterator[Row]
         candidates[name] = peers.funcnet_epoch(task_of(SMALL, 128, images=n)).epoch
         more[name], at[name] = {"samples": n}, n
         lines.setdefault("an epoch, by number of images", []).append(name)
-    rows = {row.candidate: row for row in compare("", candidates, seconds, more)}  # in turn, all of them
+    rows = {row.candidate: row for row in compare("all in turn", candidates, seconds, more)}
     for row in rows.values():
         row.more["per sample"] = row.seconds / row.more["samples"]
     yield from rows.values()
 
     for file, names, title, label in (
-        ("scaling_parameters.png", list(lines)[:2], "Time grows as the number of parameters", "parameters"),
+        (
+            "scaling_parameters.png",
+            list(lines)[:2],
+            "From 256 units on, time is linear in the parameters",
+            "parameters",
+        ),
         ("scaling_samples.png", list(lines)[2:], "A sample costs the same in any number of full batches", "samples"),
     ):
         if pictures is not None:

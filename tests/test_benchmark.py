@@ -1,6 +1,7 @@
 """That the benchmark compares like with like: all peers take the same steps, in turn, and the sums are right."""
 
 import re
+import shutil
 import time
 
 import benchmark
@@ -44,9 +45,11 @@ def in_float64(task, epochs):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch to itself, when it compiles
 @pytest.mark.parametrize("name", ["funcnet", "funcnet's epoch, jax.grad, optax", *peers.PEERS])
 def test_everybody_takes_the_same_steps(task, name):
-    for package in ("Flax", "Equinox", "PyTorch"):
-        if package in name:  # they are in the extra `bench`, not in `test`
-            pytest.importorskip({"Flax": "flax", "PyTorch": "torch"}.get(package, package.lower()))
+    for framework, package in (("Flax", "flax"), ("Equinox", "equinox"), ("PyTorch", "torch")):
+        if framework in name:
+            pytest.importorskip(package, reason="needs the extra `bench`")
+    if name == "PyTorch, compiled" and not shutil.which("c++"):
+        pytest.skip("torch.compile needs a C++ compiler")
     ours = {"funcnet": peers.funcnet_epoch, "funcnet's epoch, jax.grad, optax": peers.funcnet_with_optax}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as their users have them
         trainer = (ours | peers.PEERS)[name](task)

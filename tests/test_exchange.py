@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from jax import export
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 import funcnet
@@ -120,9 +121,9 @@ class TestTorch:
 
     def test_an_unknown_activation_is_refused_by_name(self):
         mine = funcnet.Activation("relu", lambda z: z, lambda z, a: z)  # the name alone does not make it one
-        for export in (io.to_torch, lambda params, hidden: io.to_onnx("unused", params, hidden=hidden)):
+        for to in (io.to_torch, lambda params, hidden: io.to_onnx("unused", params, hidden=hidden)):
             with pytest.raises(ValueError, match=r"layer 1: the activation is relu, of which .* knows nothing"):
-                export(oracle.network(0, SIZES, np.float32), hidden=mine)
+                to(oracle.network(0, SIZES, np.float32), hidden=mine)
 
 
 SKLEARN = {"relu": "relu", "tanh": "tanh", "logistic": "sigmoid", "identity": "identity"}
@@ -186,6 +187,10 @@ class TestWhatSklearnHasNot:
             ({"loss": losses.Loss("mine", *losses.squared_error[1:])}, "loss is mine, expected one of softmax"),
             ({"classes": [3, 2, 1, 0]}, "classes are .*, expected 4, ascending"),
             ({"classes": [0, 1]}, "classes are .*, expected 4, ascending"),
+            (
+                {"classes": [1, 2, 3, 4], "loss": losses.sigmoid_cross_entropy},
+                "several labels at once scikit-learn has 0 to 3",
+            ),
         ],
     )
     def test_is_refused_by_name(self, settings, message):
@@ -255,7 +260,7 @@ def test_stablehlo_runs_any_activation_at_any_batch(tmp_path):
     square = funcnet.Activation("square", lambda z: z * z, lambda z, a: 2 * z)
     params = oracle.network(0, SIZES, np.float32)
     io.to_stablehlo(tmp_path / "network", params, hidden=square)
-    exported = jax.export.deserialize(bytearray((tmp_path / "network").read_bytes()))
+    exported = export.deserialize(bytearray((tmp_path / "network").read_bytes()))
     assert re.search(r"stablehlo\.|module", exported.mlir_module())
     for n in (1, 7, 128):
         x = np.random.default_rng(n).standard_normal((n, 6), np.float32)
