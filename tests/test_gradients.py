@@ -219,6 +219,8 @@ def test_compute_dtype_is_for_products_only(compute_dtype):
         eps = float(jnp.finfo(compute_dtype).eps)
         for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(exact), strict=True):
             assert 0 < np.linalg.norm(a - b) <= 2 * eps * np.linalg.norm(b)
+    for dW, _ in funcnet.backward(params, x, y, compute_dtype=compute_dtype, **statics):
+        assert (dW != dW.astype(compute_dtype).astype(dW.dtype)).any()  # the sum was never rounded to it
 
 
 @pytest.mark.parametrize(("half", "error"), [(jnp.float16, 5e-4), (jnp.bfloat16, 3e-3)])
