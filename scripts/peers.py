@@ -2,9 +2,9 @@
 
 Every function here takes the same start, images, labels, batch size and rate and gives a `Trainer`, whose `epoch` goes
 once through the images in a fresh random order. What can be done once, before training, is done outside the epoch.
-JAX's frameworks get batches cut on the host, in float32: for a plain loop that was the fastest of four ways with batches
-of 32, and gathering in the step with batches of 128, so that loop stands here in both. Peers leave out the ragged last
-batch, which would cost them a second compilation; funcnet does not.
+JAX's frameworks get batches cut on the host, in float32: for a plain loop that was the fastest of four ways
+with batches of 32, and gathering in the step with batches of 128, so that loop stands here in both.
+Peers leave out the ragged last batch, which would cost them a second compilation; funcnet does not.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportArgumentType=false
