@@ -1,10 +1,21 @@
-"""Regularizers: pure data that a pass takes, or pure functions around it."""
+"""Regularizers: data that a pass takes, samples that a batch gains, or functions around an optimizer.
+
+Dropout is masks, label smoothing is targets, virtual adversarial training is more samples; max-norm and averaging wrap
+an `Optimizer` and are one again. None of them is a case in `backward`. Weight decay is `adamw`.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike, DTypeLike
 
-from funcnet.mlp import Params
+from funcnet.activations import Activation, identity, relu
+from funcnet.losses import Loss, is_class_ids, softmax_cross_entropy
+from funcnet.mlp import Hidden, Params, predict
+from funcnet.optimizers import Optimizer, apply_updates
+from funcnet.per_sample import input_backward
 from funcnet.validation import check_params
 
 
@@ -51,3 +62,162 @@ def dropout_masks(
     return tuple(
         mask(key, W.shape[0], rate) if rate > 0 else None for key, (W, _), rate in zip(keys, params, rates, strict=True)
     )
+
+
+def smooth_labels(y: Array, classes: int, amount: float) -> Array:
+    """Soft targets, `(1 - amount) onehot(y) + amount / K`. Szegedy et al., CVPR 2016, section 7.
+
+    Args:
+      y: class ids, `(...)`.
+      classes: `K`.
+      amount: between 0 and 1.
+
+    Returns:
+      float32, `(..., K)`. An id out of range gives NaN.
+
+    >>> smooth_labels(jnp.array([1]), 4, 0.2)
+    Array([[0.05, 0.85, 0.05, 0.05]], dtype=float32)
+    """
+    valid = ((y >= 0) & (y < classes))[..., None]
+    return jnp.where(valid, (1 - amount) * jax.nn.one_hot(y, classes) + amount / classes, jnp.nan)
+
+
+def max_norm(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
+    """An optimizer after whose updates no unit's incoming weights are longer than `limit`.
+
+    `W[:, j] <- W[:, j] min(1, limit / |W[:, j]|)` after each update; biases are left alone. Srivastava et al., JMLR
+    2014, section 5.1.
+
+    Args:
+      optimizer: an `Optimizer`, or any optax transformation, for `[(W, b), ...]`.
+      limit: positive.
+
+    Returns:
+      The optimizer, with the same state; its `update` needs `params`.
+
+    >>> from funcnet import sgd
+    >>> optimizer = max_norm(sgd(1.0), 5.0)
+    >>> params = [(jnp.array([[3.0, 3.0], [0.0, 4.0]]), jnp.zeros(2))]
+    >>> grads = [(jnp.array([[0.0, -3.0], [0.0, -4.0]]), jnp.zeros(2))]
+    >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    >>> apply_updates(params, updates)[0][0]
+    Array([[3., 3.],
+           [0., 4.]], dtype=float32)
+    """
+
+    def update(grads, state, params):
+        updates, state = optimizer.update(grads, state, params)
+
+        def shortened(W, dW):
+            new = W.astype(dW.dtype) + dW
+            norm = jnp.linalg.norm(new, axis=0, keepdims=True)  # (1, n_out)
+            return new * jnp.minimum(1, limit / jnp.maximum(norm, limit)) - W.astype(dW.dtype)
+
+        layers = zip(params, updates, strict=True)
+        return [(shortened(W, dW), db) for (W, _), (dW, db) in layers], state
+
+    return Optimizer(optimizer.init, update)
+
+
+class AveragedState(NamedTuple):
+    """The state of `averaged`."""
+
+    inner: Any  # of the optimizer within
+    average: Any  # like params, float32 at least: for evaluation
+
+
+def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
+    """An optimizer that also keeps an average of the parameters, `average <- decay average + (1 - decay) params`.
+
+    It starts from the first parameters and changes nothing in the training; evaluate `state.opt_state.average`. Polyak
+    and Juditsky, 1992, with a decay in place of `1 / step`.
+
+    Args:
+      optimizer: an `Optimizer`, or any optax transformation.
+      decay: between 0 and 1; about `1 / (1 - decay)` steps are averaged.
+
+    Returns:
+      The optimizer, whose state is an `AveragedState`; its `update` needs `params`.
+
+    >>> from funcnet import sgd
+    >>> optimizer, params = averaged(sgd(1.0), 0.9), jnp.array([1.0])
+    >>> updates, state = optimizer.update(jnp.array([-10.0]), optimizer.init(params), params)
+    >>> updates, state.average
+    (Array([10.], dtype=float32), Array([2.], dtype=float32))
+    """
+
+    def init(params):
+        return AveragedState(optimizer.init(params), jax.tree.map(_wide, params))
+
+    def update(grads, state, params):
+        updates, inner = optimizer.update(grads, state.inner, params)
+        new = apply_updates(params, updates)
+        average = jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * _wide(p), state.average, new)
+        return updates, AveragedState(inner, average)
+
+    return Optimizer(init, update)
+
+
+def virtual_adversarial(
+    key: Array,
+    params: Params,
+    x: Array,
+    y: Array,
+    sample_weight: Array | None = None,
+    *,
+    radius: float,
+    probe: float = 0.1,
+    iterations: int = 1,
+    hidden: Hidden = relu,
+    output: Activation = identity,
+    loss: Loss = softmax_cross_entropy,
+    compute_dtype: DTypeLike | None = None,
+) -> tuple[Array, Array, Array | None]:
+    """Virtual adversarial training as twice the samples: `(x, y)`, and `(x + r, p)`, `p` being the prediction for `x`.
+
+    `r` is the step of length `radius` that changes `p` most, by the power method: from a random direction `d`, `d <-`
+    the gradient of `KL(p || p(x + probe d))` with respect to `x`, which is that of the loss with `p` as the target. The
+    objective over both halves is half the paper's `loss + KL(p || p(x + r))`, but for the entropy of `p`, which is
+    taken as given. An `augment` for `make_epoch`. Miyato, Maeda, Koyama and Ishii, PAMI 2018, algorithm 1.
+
+    Args:
+      key: a JAX random key.
+      params: the network whose `p` it is; nothing is differentiated through it.
+      x: floating, `(N, n_0)`.
+      y: class ids `(N,)` or targets `(N, K)`.
+      sample_weight: `(N,)` or `None`.
+      radius: the length of `r`.
+      probe: the length of the step along which the method looks.
+      iterations: of the power method.
+      hidden: static; as in `forward`.
+      output: static; as in `forward`.
+      loss: static; one that takes its own predictions as targets.
+      compute_dtype: static; as in `forward`.
+
+    Returns:
+      `x` `(2N, n_0)`, targets `(2N, K)`, and weights `(2N,)`, or `None` for none.
+
+    >>> from funcnet import init
+    >>> params, x, y = init(jax.random.key(0), (4, 8, 3)), jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
+    >>> x2, y2, _ = virtual_adversarial(jax.random.key(1), params, x, y, radius=0.5)
+    >>> x2.shape, y2.shape, jnp.linalg.norm(x2[5:] - x, axis=1).round(3).tolist()
+    ((10, 4), (10, 3), [0.5, 0.5, 0.5, 0.5, 0.5])
+    """
+    network = {"hidden": hidden, "output": output, "loss": loss, "compute_dtype": compute_dtype}
+    p = predict(params, x, **network)
+    d = _unit(jax.random.normal(key, x.shape, x.dtype))
+    for _ in range(iterations):
+        d = _unit(input_backward(params, x + probe * d, p, **network))
+    targets = jax.nn.one_hot(y, p.shape[-1], dtype=p.dtype) if is_class_ids(y) else y.astype(p.dtype)
+    weights = None if sample_weight is None else jnp.concatenate([sample_weight, sample_weight])
+    return jnp.concatenate([x, x + radius * d]), jnp.concatenate([targets, p]), weights
+
+
+def _unit(d):
+    """Each row over its norm; a row of zeros, which leads nowhere, stays."""
+    norm = jnp.linalg.norm(d, axis=-1, keepdims=True)
+    return d / jnp.where(norm > 0, norm, 1)
+
+
+def _wide(leaf):
+    return leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)

@@ -26,6 +26,7 @@ from funcnet.mlp import Hidden, Params, forward, targets_and_shares, value_and_b
 from funcnet.optimizers import Optimizer, apply_updates
 
 Transform = Callable[[Array | None, Array], Array]  # (key, x) -> floating batch; the key is None in evaluation
+Augment = Callable[..., tuple[Array, Array, Array | None]]  # (key, params, x, y, weights, **network) -> x, y, weights
 MakeMasks = Callable[[Array, Params, tuple[int, ...]], Any]  # (key, params, batch_shape) -> masks
 
 
@@ -145,6 +146,7 @@ def make_step(
     optimizer: Optimizer,
     *,
     transform: Transform | None = None,
+    augment: Augment | None = None,
     masks: MakeMasks | None = None,
     value_and_gradient: Callable[..., tuple[Array, Params]] = value_and_backward,
     hidden: Hidden = relu,
@@ -161,8 +163,11 @@ def make_step(
     transform = transform or scale_pixels
 
     def step(state, key, x, y, sample_weight=None):
-        transform_key, masks_key = jax.random.split(key)
+        transform_key, masks_key, augment_key = jax.random.split(key, 3)
         x = transform(transform_key, x)
+        if augment:
+            statics = {"hidden": hidden, "output": output, "loss": loss, "compute_dtype": compute_dtype}
+            x, y, sample_weight = augment(augment_key, state.params, x, y, sample_weight, **statics)
         drawn = masks and masks(masks_key, state.params, x.shape[:-1])
         network = {"hidden": hidden, "output": output, "masks": drawn, "compute_dtype": compute_dtype}
         value, grads = value_and_gradient(state.params, x, y, loss=loss, sample_weight=sample_weight, **network)
@@ -181,6 +186,7 @@ def make_epoch(
     *,
     batch_size: int,
     transform: Transform | None = None,
+    augment: Augment | None = None,
     masks: MakeMasks | None = None,
     value_and_gradient: Callable[..., tuple[Array, Params]] = value_and_backward,
     hidden: Hidden = relu,
@@ -194,6 +200,9 @@ def make_epoch(
       optimizer: an `Optimizer`, or any optax transformation.
       batch_size: samples per step; the last batch is filled up with samples of weight 0.
       transform: `(key, x) -> x`, applied to each batch on the device, making it floating; by default `scale_pixels`.
+      augment: `(key, params, x, y, sample_weight, hidden=..., output=..., loss=..., compute_dtype=...) -> (x, y,
+        sample_weight)`, a batch for a batch: say `partial(virtual_adversarial, radius=2.0)`; by default none. The
+        metrics are then of the new batch.
       masks: `(key, params, batch_shape) -> masks`, say `partial(dropout_masks, rate=0.5)`; by default none.
       value_and_gradient: by default the hand-written one; takes what `value_and_backward` takes.
       hidden: as in `forward`.
@@ -222,6 +231,7 @@ def make_epoch(
     step = make_step(
         optimizer,
         transform=transform,
+        augment=augment,
         masks=masks,
         value_and_gradient=value_and_gradient,
         hidden=hidden,

@@ -1,0 +1,157 @@
+"""Deformed images, made on the device: rotated, sheared, scaled, shifted and bent, anew whenever they are looked at.
+
+Every pixel `(r, c)` of the new image, counted from the centre, is looked up at a point of the old one,
+
+    A (r, c) + t + u(r, c)      A, t: an affine map; u: a smooth random displacement, in pixels
+
+between whose four neighbours bilinear interpolation mixes. Simard, Steinkraus and Platt, ICDAR 2003; Ciresan, Meier,
+Gambardella and Schmidhuber, Neural Computation 2010.
+
+    transform = partial(distort, amounts=CIRESAN)
+    epoch = jax.jit(make_epoch(optimizer, batch_size=128, transform=transform), donate_argnums=0)
+"""
+
+from math import pi, prod, sqrt
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from funcnet.training import scale_pixels
+
+
+class Distortion(NamedTuple):
+    """How much of everything: each image draws its own, uniformly between minus and plus these amounts."""
+
+    rotation: float = 0.0  # degrees
+    shear: float = 0.0  # degrees: how far columns lean
+    scale: float = 0.0  # part of the size; rows and columns by themselves
+    shift: float = 0.0  # pixels; rows and columns by themselves
+    alpha: float = 0.0  # pixels: u is noise in [-1, 1], smoothed by a Gaussian, times alpha
+    sigma: float = 4.0  # pixels: the width of that Gaussian
+
+
+SIMARD = Distortion(alpha=34.0, sigma=4.0)  # the elastic deformation of the paper
+CIRESAN = Distortion(rotation=15.0, scale=0.175, alpha=37.0, sigma=5.5)  # the middle of the paper's ranges
+
+
+def distort(
+    key: Array | None, x: Array, *, amounts: Distortion = CIRESAN, image_shape: tuple[int, int] = (28, 28)
+) -> Array:
+    """Deform each image by a draw of its own; a `transform` for `make_epoch`.
+
+    Args:
+      key: a JAX random key, or `None`, in evaluation, for no deformation.
+      x: uint8 pixels, `(..., H W)`.
+      amounts: how much; all but `sigma` may be traced.
+      image_shape: `(H, W)`; beyond the image all is 0.
+
+    Returns:
+      float32 in `[0, 1]`, of the shape of `x`.
+
+    Raises:
+      ValueError: `x` is not uint8 or not of this size, or `sigma` is not positive.
+
+    >>> x = jnp.full((5, 784), 255, jnp.uint8)
+    >>> distort(jax.random.key(0), x).shape, distort(None, x).max()
+    ((5, 784), Array(1., dtype=float32))
+    """
+    if x.dtype != jnp.uint8 or x.ndim == 0 or x.shape[-1] != prod(image_shape):
+        raise ValueError(f"x is {x.dtype} of shape {x.shape}, expected uint8 of shape (..., {prod(image_shape)}): "
+                         f"images of {image_shape[0]} x {image_shape[1]} pixels")  # fmt: skip
+    if not amounts.sigma > 0:
+        raise ValueError(f"amounts.sigma is {amounts.sigma}, expected a positive number of pixels")
+    if key is None:
+        return scale_pixels(None, x)
+    images = x.reshape(-1, *image_shape)
+    return bilinear(images, source_points(key, len(images), amounts, image_shape)).reshape(x.shape) / 255
+
+
+def source_points(key: Array, n: int, amounts: Distortion, image_shape: tuple[int, int]) -> Array:
+    """Where the pixels of `n` new images come from: their row and their column, `(2, n, H, W)`, float32.
+
+    Both fields are sums of a function of `r` times one of `c`: `r`, `c` and 1 for the affine map, and Gaussian bumps
+    around the points of a coarse grid for `u`. So each is one small matrix of coefficients between two fixed ones,
+    `B_r Z B_c^T`, and nothing is convolved.
+    """
+    affine_key, elastic_key = jax.random.split(key)
+    B_r, B_c = (_basis(size, amounts.sigma) for size in image_shape)
+    std = amounts.alpha / (2 * sqrt(pi) * amounts.sigma)  # what a Gaussian leaves of white noise, times alpha
+    bumps = std * _noise(elastic_key, (2, n, B_r.shape[1] - 2, B_c.shape[1] - 2))
+    affine = _affine_maps(affine_key, n, amounts, image_shape)
+    Z = _padded(bumps, after=(2, 2)) + _padded(affine, before=bumps.shape[2:])  # block diagonal
+    return jnp.einsum("ri,knij,cj->knrc", B_r, Z, B_c)  # (2, n, i, j) -> (2, n, H, W)
+
+
+def bilinear(images: Array, points: Array) -> Array:
+    """Images as seen at other points: the four pixels around each, weighed by nearness.
+
+    Args:
+      images: uint8, `(n, H, W)`; 0 beyond.
+      points: the row and the column, `(2, n, H, W)`.
+
+    Returns:
+      float32, `(n, H, W)`, between 0 and 255.
+
+    >>> image = jnp.array([[[0, 100], [0, 200]]], jnp.uint8)
+    >>> bilinear(image, jnp.array([0.5, 0.5])[:, None, None, None])
+    Array([[[75.]]], dtype=float32)
+    """
+    n, H, W = images.shape
+    # The four pixels of every 2 x 2 window in one integer, so that there is one thing to look up, not four.
+    x = jnp.pad(images.astype(jnp.uint32), ((0, 0), (1, 2), (1, 2)))  # a rim of zeros: (n, H + 3, W + 3)
+    windows = x[:, :-1, :-1] | x[:, :-1, 1:] << 8 | x[:, 1:, :-1] << 16 | x[:, 1:, 1:] << 24
+
+    points = jnp.clip(points, -1, jnp.array([H, W], points.dtype)[:, None, None, None]) + 1
+    corner = jnp.floor(points)
+    (row, column), (down, right) = corner.astype(jnp.int32), points - corner
+    first = (H + 2) * (W + 2) * jnp.arange(n, dtype=jnp.int32)[:, None, None]
+    window = windows.ravel().at[first + (W + 2) * row + column].get(mode="promise_in_bounds")
+
+    def pixel(i):
+        return (window >> (8 * i) & 255).astype(jnp.float32)
+
+    upper = pixel(0) + right * (pixel(1) - pixel(0))
+    lower = pixel(2) + right * (pixel(3) - pixel(2))
+    return upper + down * (lower - upper)
+
+
+def _affine_maps(key: Array, n: int, amounts: Distortion, image_shape: tuple[int, int]) -> Array:
+    """The coefficients of `n` random maps `(r, c) -> A (r, c) + t` in the functions `r`, 1 times `c`, 1."""
+    turn, lean, larger, wider, move_r, move_c = jax.random.uniform(key, (6, n), jnp.float32, -1, 1)
+    cos, sin = jnp.cos(turn * amounts.rotation * (pi / 180)), jnp.sin(turn * amounts.rotation * (pi / 180))
+    tan = jnp.tan(lean * amounts.shear * (pi / 180))
+    s_r, s_c = 1 + larger * amounts.scale, 1 + wider * amounts.scale
+    # A = rotation, times shear [[1, 0], [tan, 1]], times scale; t moves the centre.
+    A = ((s_r * (cos - sin * tan), -s_c * sin), (s_r * (sin + cos * tan), s_c * cos))
+    t = tuple((size - 1) / 2 + move * amounts.shift for size, move in zip(image_shape, (move_r, move_c), strict=True))
+    nothing = jnp.zeros(n)  # of r times c
+    maps = jnp.stack([jnp.stack([nothing, A[k][0], A[k][1], t[k]], -1) for k in (0, 1)])  # (2, n, 4)
+    return maps.reshape(2, n, 2, 2)
+
+
+def _basis(size: int, sigma: float) -> np.ndarray:
+    """Functions of a coordinate as columns, `(size, G + 2)`: `G` bumps, the coordinate from the centre, and 1.
+
+    White noise on a grid as wide as `sigma`, under a Gaussian, is the same random field as on a fine one: correlations
+    differ by 2e-4. Scaling rows to norm 1 gives it the same variance everywhere, where a filter would fade at the rim.
+    """
+    coordinate = np.arange(size) - (size - 1) / 2
+    reach = int(np.ceil(coordinate[-1] / sigma + 2))
+    grid = sigma * np.arange(-reach, reach + 1)
+    bumps = np.exp(-((coordinate[:, None] - grid) ** 2) / (2 * sigma**2))
+    bumps /= np.linalg.norm(bumps, axis=1, keepdims=True)
+    return np.column_stack([bumps, coordinate, np.ones(size)]).astype(np.float32)
+
+
+def _noise(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform in `[-1, 1]`, in 256 steps: random words are dear on a CPU, and sums of many bytes are as smooth."""
+    words = jax.random.bits(key, (-(-prod(shape) // 4),), jnp.uint32)
+    octets = jax.lax.bitcast_convert_type(words, jnp.uint8).ravel()[: prod(shape)].reshape(shape)
+    return (octets.astype(jnp.float32) - 127.5) / 128
+
+
+def _padded(Z: Array, before=(0, 0), after=(0, 0)) -> Array:
+    return jnp.pad(Z, ((0, 0), (0, 0), *zip(before, after, strict=True)))

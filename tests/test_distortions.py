@@ -1,0 +1,151 @@
+"""Deformations against SciPy's interpolation and filter, and against affine maps written out in NumPy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+import funcnet
+from funcnet import training
+from funcnet.distortions import CIRESAN, SIMARD, Distortion, bilinear, distort, source_points
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (50, 784)).astype(np.uint8)
+
+
+def displacements(amounts, n=4000, shape=(28, 28)):
+    """How far each pixel is looked up from itself, `(2, n, H, W)`."""
+    points = source_points(jax.random.key(0), n, amounts, shape)
+    return np.asarray(points) - np.mgrid[: shape[0], : shape[1]][:, None]
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (28, 28), (1, 1)])
+def test_bilinear_is_scipy_s(shape):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, *shape)).astype(np.uint8)
+    points = rng.uniform(-4, max(shape) + 4, (2, 3, *shape)).astype(np.float32)
+    points[:, 0] = np.round(points[:, 0])  # on pixels, on the rim and outside
+    expected = [ndimage.map_coordinates(images[i] * 1.0, points[:, i], order=1, mode="grid-constant") for i in range(3)]
+    np.testing.assert_allclose(bilinear(jnp.asarray(images), jnp.asarray(points)), expected, atol=1e-3)
+
+
+def test_no_amount_gives_the_image_back_and_so_does_evaluation(images):
+    x = jnp.asarray(images)
+    np.testing.assert_allclose(distort(jax.random.key(0), x, amounts=Distortion()), images / 255, atol=1e-5)
+    np.testing.assert_array_equal(distort(None, x), training.scale_pixels(None, x))
+
+
+@pytest.mark.parametrize(
+    "amounts",
+    [
+        Distortion(rotation=30.0),
+        Distortion(shear=20.0),
+        Distortion(scale=0.3),
+        Distortion(shift=3.0),
+        Distortion(rotation=15.0, shear=15.0, scale=0.2, shift=2.0),
+    ],
+)
+def test_affine_maps_are_rotation_times_shear_times_scale(amounts):
+    """Recover each image's map from its points, factor it, and look at the factors' ranges."""
+    points = np.asarray(source_points(jax.random.key(0), 2000, amounts, (28, 20)), np.float64)
+    r, c = np.mgrid[:28, :20] - np.array([13.5, 9.5])[:, None, None]
+    functions = np.stack([r.ravel(), c.ravel(), np.ones(r.size)], 1)
+    fit, residual, _, _ = np.linalg.lstsq(functions, points.reshape(-1, r.size).T, rcond=None)
+    assert residual.max() < 1e-6  # nothing but an affine map
+    A = fit[:2].T.reshape(2, 2000, 2).transpose(1, 0, 2)  # (n, to row or column, from row or column)
+    t = fit[2].reshape(2, 2000) - np.array([[13.5], [9.5]])
+
+    angle = np.arctan2(-A[:, 0, 1], A[:, 1, 1])  # the image of the column axis is only turned and scaled
+    R = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).transpose(2, 0, 1)
+    rest = R.transpose(0, 2, 1) @ A  # shear times scale: [[s_r, 0], [s_r tan, s_c]]
+    np.testing.assert_allclose(rest[:, 0, 1], 0, atol=1e-5)
+    lean = np.arctan(rest[:, 1, 0] / rest[:, 0, 0])
+    for draws, amount in (
+        (np.degrees(angle), amounts.rotation),
+        (np.degrees(lean), amounts.shear),
+        (rest[:, 0, 0] - 1, amounts.scale),
+        (rest[:, 1, 1] - 1, amounts.scale),
+        (t[0], amounts.shift),
+        (t[1], amounts.shift),
+    ):
+        assert np.abs(draws).max() <= amount + 1e-4
+        np.testing.assert_allclose(draws.std(), amount / np.sqrt(3), rtol=0.05, atol=1e-4)  # uniform
+        np.testing.assert_allclose(draws.mean(), 0, atol=0.05 * amount + 1e-4)
+
+
+@pytest.mark.parametrize("sigma", [3.0, 4.0, 6.0])
+def test_the_elastic_field_is_smoothed_noise(sigma):
+    """Variance and correlations, against SciPy's Gaussian filter of noise on every pixel."""
+    u = displacements(Distortion(alpha=30.0, sigma=sigma))
+    noise = np.random.default_rng(0).uniform(-1, 1, (300, 80, 80))
+    filtered = 30 * ndimage.gaussian_filter(noise, (0, sigma, sigma))[:, 26:54, 26:54]
+    np.testing.assert_allclose(u.std(), filtered.std(), rtol=0.03)
+    np.testing.assert_allclose(u.std((0, 1)), u.std(), rtol=0.06)  # the same at every pixel, on the rim too
+    for distance in (1, 3, 8):
+        along = np.corrcoef(u[..., distance:].ravel(), u[..., :-distance].ravel())[0, 1]
+        down = np.corrcoef(u[..., distance:, :].ravel(), u[..., :-distance, :].ravel())[0, 1]
+        expected = np.exp(-(distance**2) / (4 * sigma**2))
+        np.testing.assert_allclose([along, down], expected, atol=0.02)
+    assert abs(np.corrcoef(u[0].ravel(), u[1].ravel())[0, 1]) < 0.02
+    assert abs(np.corrcoef(u[:, :-1].ravel(), u[:, 1:].ravel())[0, 1]) < 0.02  # images by themselves
+
+
+def test_a_tall_image_bends_by_its_own_grid():
+    u = displacements(SIMARD, shape=(40, 9))
+    np.testing.assert_allclose(u.std((0, 1)), u.std(), rtol=0.06)
+
+
+def test_every_image_has_a_draw_of_its_own_and_a_key_decides(images):
+    x = jnp.asarray(np.repeat(images[:1], 4, 0))
+    first = distort(jax.random.key(0), x)
+    assert len(np.unique(np.asarray(first), axis=0)) == 4
+    np.testing.assert_array_equal(first, distort(jax.random.key(0), x))
+    assert not np.array_equal(first, distort(jax.random.key(1), x))
+    assert first.dtype == jnp.float32
+    assert first.min() >= 0
+    assert first.max() <= 1
+
+
+def test_it_composes(images):
+    """Under jit, vmap over keys and over amounts, leading axes, one image, an epoch's scan."""
+    x, key = jnp.asarray(images), jax.random.key(0)
+    expected = distort(key, x)
+    np.testing.assert_allclose(jax.jit(distort)(key, x), expected, atol=1e-5)
+    np.testing.assert_allclose(distort(key, x.reshape(5, 10, 784)), expected.reshape(5, 10, 784), atol=1e-6)
+    assert distort(key, x[0]).shape == (784,)
+    keys = jax.random.split(key, 3)
+    many = jax.vmap(distort, (0, None))(keys, x)
+    np.testing.assert_allclose(many, jnp.stack([distort(k, x) for k in keys]), atol=1e-5)
+    by_alpha = jax.vmap(lambda alpha: distort(key, x, amounts=CIRESAN._replace(alpha=alpha)))(jnp.array([0.0, 37.0]))
+    np.testing.assert_allclose(by_alpha[1], expected, atol=1e-5)
+
+    optimizer = funcnet.sgd(0.1)
+    make = partial(training.make_epoch, optimizer, batch_size=16)
+    y = jnp.zeros(50, jnp.int32)
+    runs = [
+        jax.jit(make(transform=transform))(
+            training.init_state(funcnet.init(key, (784, 10)), optimizer), jax.random.key(5), x, y
+        )[0].params
+        for transform in (distort, distort, None)
+    ]
+    np.testing.assert_array_equal(runs[0][0][0], runs[1][0][0])  # the same key, the same bits
+    assert not np.array_equal(runs[0][0][0], runs[2][0][0])
+
+
+@pytest.mark.parametrize(
+    ("x", "amounts", "message"),
+    [
+        (np.zeros((2, 784), np.float32), CIRESAN, r"x is float32 of shape \(2, 784\), expected uint8"),
+        (np.zeros((2, 64), np.uint8), CIRESAN, r"expected uint8 of shape \(\.\.\., 784\): images of 28 x 28 pixels"),
+        (np.zeros((), np.uint8), CIRESAN, r"of shape \(\), expected"),
+        (np.zeros((2, 784), np.uint8), Distortion(sigma=0.0), r"amounts\.sigma is 0\.0, expected a positive number"),
+    ],
+)
+def test_bad_input_is_named(x, amounts, message):
+    with pytest.raises(ValueError, match=message):
+        distort(jax.random.key(0), x, amounts=amounts)
