@@ -147,7 +147,8 @@ def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
     """
 
     def init(params):
-        return AveragedState(optimizer.init(params), jax.tree.map(_wide, params))
+        average = jax.tree.map(lambda p: jnp.copy(_wide(p)), params)  # buffers of its own: the state may be donated
+        return AveragedState(optimizer.init(params), average)
 
     def update(grads, state, params):
         updates, inner = optimizer.update(grads, state.inner, params)

@@ -9,6 +9,7 @@ batch is filled up with samples of weight 0, so every step has one shape and a r
 in the outer `jit`, not a step of it: then nothing returns to Python between two batches.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -359,13 +360,34 @@ def evaluate(
         output=output,
         compute_dtype=compute_dtype,
     )
-    return _mean_metrics(out, y, loss)
+    return score(out, y, loss=loss)
 
 
 @partial(jax.jit, static_argnames="loss")
-def _mean_metrics(out, y, loss):
+def score(out: Array, y: ArrayLike, *, loss: Loss = softmax_cross_entropy) -> Metrics:
+    """Mean loss and accuracy of outputs that are already there, `(N, K)`. Other arguments as in `objective`.
+
+    >>> score(jnp.zeros((5, 3)), jnp.array([0, 1, 2, 0, 1]))
+    Metrics(loss=Array(1.0986, dtype=float32), accuracy=Array(0.4, dtype=float32))
+    """
     y, share = targets_and_shares(y, out, loss, None)
     return Metrics(jnp.sum(share * loss.fn(out, y)), is_correct(out, y).astype(out.dtype).mean())
+
+
+def committee(logits: Array) -> Array:
+    """What several networks say together: the log of the mean of their probabilities, which is logits again.
+
+    Args:
+      logits: of `M` networks, or of one for `M` views of the same samples, `(M, ..., K)`.
+
+    Returns:
+      `(..., K)`, for `softmax_cross_entropy`.
+
+    >>> sure, unsure = jnp.array([0.0, 9.0]), jnp.array([0.0, 0.0])
+    >>> jax.nn.softmax(committee(jnp.stack([sure, unsure])))
+    Array([0.25006, 0.74994], dtype=float32)
+    """
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(len(logits))
 
 
 def _count_samples(params, x, y, loss) -> int:

@@ -2,66 +2,32 @@
 
 python scripts/train_mnist.py                       # MNIST, or the bundled digits where there is none
 python scripts/train_mnist.py --hidden-sizes 800 400 --epochs 20
+python scripts/train_mnist.py --recipe distort      # --help lists the recipes
 """
 
 import json
+import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from jax import Array
+from jax.typing import ArrayLike
+from recipes import NO_DISTORTION, RECIPES, Config, as_json, check, from_command_line
 from tqdm import tqdm
 
 from funcnet import activations, datasets, init, io, optimizers, plotting, softmax_cross_entropy, summary, training
+from funcnet.distortions import distort
 from funcnet.mlp import Params
-from funcnet.regularizers import dropout_masks
-
-
-@dataclass(frozen=True)
-class Config:
-    """Train a multilayer perceptron on MNIST, with a hand-written backward pass."""
-
-    dataset: Literal["auto", "mnist", "digits"] = "auto"
-    """`mnist` insists on MNIST; `auto` takes the digits bundled with scikit-learn where MNIST cannot be had."""
-    data_dir: Path | None = None
-    """Folder with the MNIST files; otherwise $FUNCNET_DATA, then the user's cache, then a download."""
-    hidden_sizes: tuple[int, ...] = (512,)
-    """Widths of the hidden layers; none at all makes it logistic regression."""
-    activation: str = "relu"
-    """Of the hidden layers: relu, leaky_relu(0.1), sigmoid, tanh, softplus, elu, silu, gelu or identity."""
-    dropout: float = 0.0
-    """Part of the hidden units dropped in training."""
-    input_dropout: float = 0.0
-    """Part of the pixels dropped in training."""
-    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
-    """Update rule."""
-    lr: float = 2e-3
-    """Peak learning rate."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """`cosine` warms up over the first epoch, then goes down to 0."""
-    momentum: float = 0.9
-    """Of sgd."""
-    weight_decay: float = 1e-4
-    """Of adamw."""
-    epochs: int = 10
-    """Passes over the training images."""
-    batch_size: int = 128
-    """Images per update."""
-    validation: int | None = None
-    """Training images held out, to watch while training; by default a twelfth (5,000 of MNIST)."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the inputs of matrix products."""
-    seed: int = 0
-    """Decides everything random: same seed and same device, same weights."""
-    run_dir: Path | None = None
-    """Folder for weights, metrics, config and pictures; by default a new one under runs/."""
+from funcnet.regularizers import averaged, dropout_masks, max_norm, smooth_labels, virtual_adversarial
 
 
 @dataclass(frozen=True)
@@ -77,6 +43,16 @@ class Result:
     interrupted: bool
 
 
+class Program(NamedTuple):
+    """What a configuration amounts to: where to start, and pure functions; for a committee, with an axis in front."""
+
+    state: training.TrainState
+    step: Callable[..., Any]  # of one network, as from `make_step`
+    epoch: Callable[..., Any]  # (state, key, x, y) -> (state, metrics)
+    weights: Callable[[training.TrainState], Params]  # what is evaluated and saved
+    logits: Callable[[Params, ArrayLike], Array]  # (weights, x) -> (N, K), of the whole committee
+
+
 def train(config: Config) -> Result:
     """Train, then look at the test set once, and leave everything in the run folder.
 
@@ -86,70 +62,103 @@ def train(config: Config) -> Result:
       FloatingPointError: the loss became NaN or infinite; the last good weights are saved.
     """
     check(config)
+    if config.run_dir is not None:
+        check_free(config.run_dir)
     name, sets = load(config)
     x, y = sets["train"]
+    K = int(y.max()) + 1
+    data = x, smooth_labels(y, K, config.label_smoothing) if config.label_smoothing else y
     key_init, key_epochs = jax.random.split(jax.random.key(config.seed))
-    params = init(key_init, (x.shape[1], *config.hidden_sizes, int(y.max()) + 1))
-    optimizer = make_optimizer(config, steps_per_epoch=-(-len(x) // config.batch_size))
-    network = {"hidden": activations.from_name(config.activation), "compute_dtype": config.compute_dtype}
-    step_settings = {**network, "masks": make_masks(config)}
-    state = training.init_state(params, optimizer)
-    say(f"{name}, {len(x):,} training images, on {jax.devices()[0].device_kind}")
-    say(summary(params))
+    program = build(config, key_init, (x.shape[1], *config.hidden_sizes, K), len(x))
+    introduce(config, name, len(x), program)
 
     began = time.perf_counter()
-    epoch = jax.jit(training.make_epoch(optimizer, batch_size=config.batch_size, **step_settings), donate_argnums=0)
-    epoch = epoch.lower(state, key_epochs, x, y).compile()
-
-    def evaluate(params, part):
-        return training.evaluate(params, *sets[part], **network)
-
+    epoch = jax.jit(program.epoch, donate_argnums=0).lower(program.state, key_epochs, *data).compile()
+    program = program._replace(epoch=epoch)
     if "validation" in sets:
-        evaluate(state.params, "validation")  # compiles
+        evaluate(program, program.weights(program.state), sets["validation"])  # compiles
     run_dir = make_run_dir(config, name)  # so late that Ctrl-C before leaves nothing behind
     compiled = time.perf_counter()
-
-    def find_fault(state, key):
-        step = training.make_step(optimizer, **step_settings)
-        return training.first_nonfinite_step(step, state, key, x, y, batch_size=config.batch_size)
-
-    params, history, interrupted = fit(config, state, key_epochs, sets, epoch, evaluate, find_fault, run_dir)
+    state, history, interrupted = fit(config, program, key_epochs, data, sets.get("validation"), run_dir)
     seconds = {"compile": compiled - began, "run": time.perf_counter() - compiled}
+    params = program.weights(state)
     save_weights(params, config, run_dir)
     write_metrics(run_dir, history)  # Ctrl-C may have come between an epoch and its line
-    say(f"weights saved in {run_dir / WEIGHTS}")
+    say(f"weights saved in {run_dir}")
 
-    scores = {part: {"samples": len(sets[part][0]), **as_floats(evaluate(params, part))} for part in sets}
+    scores = {part: {"samples": len(sets[part][0]), **evaluate(program, params, sets[part])} for part in sets}
     x_test, y_test = map(np.asarray, sets["test"])
-    p = np.asarray(softmax_cross_entropy.predict(training.outputs(params, x_test, **network)))
-    confusion = np.zeros((p.shape[1], p.shape[1]), int)
+    p = np.asarray(softmax_cross_entropy.predict(program.logits(params, x_test)))
+    confusion = np.zeros((K, K), int)
     np.add.at(confusion, (y_test, p.argmax(1)), 1)
     result = Result(params, history, scores, confusion, seconds, run_dir, interrupted)
-    draw(result, x_test, y_test, p)
+    draw(result, x_test, y_test, p, config.committee)
     return result
 
 
-def fit(config, state, key, sets, epoch, evaluate, find_fault, run_dir) -> tuple[Params, list[dict[str, float]], bool]:
-    """Run the epochs; the parameters after the last whole one, a row for each, and whether Ctrl-C ended it."""
+def build(config: Config, key: Array, sizes: tuple[int, ...], samples: int) -> Program:
+    """The program of a configuration, for one network, or for a committee by `vmap`."""
+    optimizer = make_optimizer(config, steps_per_epoch=-(-samples // config.batch_size))
+    network = {"hidden": activations.from_name(config.activation), "compute_dtype": config.compute_dtype}
+    regularized = {
+        "transform": make_transform(config, pixels=sizes[0]),
+        "augment": make_augment(config),
+        "masks": make_masks(config),
+    }
+    step = training.make_step(optimizer, **regularized, **network)
+    epoch = training.make_epoch(optimizer, batch_size=config.batch_size, **regularized, **network)
+
+    def start(key):
+        return training.init_state(init(key, sizes), optimizer)
+
+    def weights(state):
+        return state.opt_state.average if config.average else state.params
+
+    def logits(params, x):
+        return training.outputs(params, x, **network)
+
+    if config.committee == 1:
+        return Program(start(key), step, epoch, weights, logits)
+
+    def each_epoch(state, key, x, y):
+        return jax.vmap(epoch, (0, 0, None, None))(state, jax.random.split(key, config.committee), x, y)
+
+    @jax.jit
+    def joint_logits(params, x):
+        return training.committee(jax.lax.map(lambda params: logits(params, x), params))
+
+    state = jax.vmap(start)(jax.random.split(key, config.committee))
+    return Program(state, step, each_epoch, weights, joint_logits)
+
+
+def members(tree: Any, committee: int) -> list[Any]:
+    """One tree for each network."""
+    return [tree] if committee == 1 else [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(committee)]
+
+
+def fit(config, program, key, data, validation, run_dir) -> tuple[training.TrainState, list[dict[str, float]], bool]:
+    """Run the epochs; the state after the last whole one, a row for each, and whether Ctrl-C ended it."""
     history: list[dict[str, float]] = []
-    n = len(sets["train"][0])
+    n = len(data[0]) * config.committee
+    state = program.state
     whole = copy(state)  # the epoch takes `state` over; this stays if it does not come back
     with tqdm(total=config.epochs, unit="epoch", dynamic_ncols=True) as progress:
         try:
             for number in range(1, config.epochs + 1):
                 epoch_key, began = jax.random.fold_in(key, number), time.perf_counter()
-                state, metrics = epoch(state, epoch_key, *sets["train"])
+                state, metrics = program.epoch(state, epoch_key, *data)
                 row = {"epoch": number, **as_floats(metrics, "train_")}
                 rate = n / (time.perf_counter() - began)
                 if not np.isfinite(row["train_loss"]):
-                    at, good = find_fault(whole, epoch_key)
-                    save_weights(good.params, config, run_dir)
+                    at, good = find_fault(config, program, whole, epoch_key, data)
+                    save_weights(program.weights(good), config, run_dir)
                     raise FloatingPointError(
                         f"the loss is {row['train_loss']} in epoch {number}, first at its step {at}, counted from 0; "
-                        f"the last good weights are in {run_dir / WEIGHTS}; try a smaller --lr than {config.lr:g}"
+                        f"the last good weights are in {run_dir}; try a smaller --lr than {config.lr:g}"
                     )
-                if "validation" in sets:
-                    row |= as_floats(evaluate(state.params, "validation"), "validation_")
+                if validation is not None:
+                    scores = evaluate(program, program.weights(state), validation)
+                    row |= {f"validation_{name}": value for name, value in scores.items()}
                 row["samples_per_second"] = round(rate)
                 whole, history = copy(state), [*history, row]
                 write_metrics(run_dir, history)
@@ -157,32 +166,23 @@ def fit(config, state, key, sets, epoch, evaluate, find_fault, run_dir) -> tuple
                                          f"{rate:,.0f} samples/s")  # fmt: skip
                 progress.update()
         except KeyboardInterrupt:
-            return whole.params, history, True
-    return whole.params, history, False
+            return whole, history, True
+    return whole, history, False
 
 
-def check(config: Config) -> None:
-    """Refuse settings that make no sense, before anything is loaded."""
-    for name, least in (
-        ("epochs", 0),
-        ("batch_size", 1),
-        ("lr", 0),
-        ("weight_decay", 0),
-        ("validation", 0),
-        ("seed", 0),
-    ):
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least {least}")
-    activations.from_name(config.activation)
-    if config.run_dir is not None:
-        check_free(config.run_dir)
-    for width in config.hidden_sizes:
-        if width < 1:
-            raise ValueError(f"--hidden-sizes has {width}, expected at least 1")
-    for name in ("dropout", "input_dropout", "momentum"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}, expected a number in [0, 1)")
+def find_fault(config, program, state, key, data) -> tuple[int | None, training.TrainState]:
+    """The first step whose loss is not finite, and the last good state; of a committee, the one before the epoch."""
+    replay = partial(training.first_nonfinite_step, program.step, batch_size=config.batch_size)
+    if config.committee == 1:
+        return replay(state, key, *data)
+    keys = jax.random.split(key, config.committee)
+    steps = [replay(member, k, *data)[0] for member, k in zip(members(state, config.committee), keys, strict=True)]
+    return min(at for at in steps if at is not None), state
+
+
+def evaluate(program: Program, params: Params, data: tuple[Array, Array]) -> dict[str, float]:
+    """Loss and accuracy on a part of the data."""
+    return as_floats(training.score(program.logits(params, data[0]), data[1]))
 
 
 def load(config: Config) -> tuple[str, dict[str, tuple[Any, Any]]]:
@@ -209,13 +209,29 @@ def load(config: Config) -> tuple[str, dict[str, tuple[Any, Any]]]:
 
 
 def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer:
-    """The update rule, with its schedule."""
+    """The update rule, with its schedule and what is wrapped around it."""
     lr = config.lr
     if config.schedule == "cosine" and config.epochs > 0:
         warmup = steps_per_epoch if config.epochs > 1 else 0
         lr = optimizers.cosine(lr, total_steps=config.epochs * steps_per_epoch, warmup_steps=warmup)
     settings = {"sgd": {"momentum": config.momentum}, "adamw": {"weight_decay": config.weight_decay}}
-    return getattr(optimizers, config.optimizer)(lr, **settings.get(config.optimizer, {}))
+    optimizer = getattr(optimizers, config.optimizer)(lr, **settings.get(config.optimizer, {}))
+    if config.max_norm:
+        optimizer = max_norm(optimizer, config.max_norm)
+    return averaged(optimizer, config.average) if config.average else optimizer
+
+
+def make_transform(config: Config, pixels: int) -> training.Transform | None:
+    """Deformations, if there are any."""
+    if config.distortion == NO_DISTORTION:
+        return None
+    side = math.isqrt(pixels)
+    return partial(distort, amounts=config.distortion, image_shape=(side, side))
+
+
+def make_augment(config: Config) -> training.Augment | None:
+    """Virtual adversaries, if there are any."""
+    return partial(virtual_adversarial, radius=config.vat_radius) if config.vat_radius else None
 
 
 def make_masks(config: Config) -> training.MakeMasks | None:
@@ -240,7 +256,7 @@ def make_run_dir(config: Config, name: str) -> Path:
     check_free(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        io.write_atomically(run_dir / "config.json", json.dumps(asdict(config), indent=2, default=str).encode())
+        io.write_atomically(run_dir / "config.json", as_json(config).encode())
     except OSError as error:
         raise OSError(f"run folder {run_dir}: cannot be written: {error}") from error
     return run_dir
@@ -252,17 +268,21 @@ def write_metrics(run_dir: Path, history: list[dict[str, float]]) -> None:
 
 
 def save_weights(params: Params, config: Config, run_dir: Path) -> None:
-    """The weights, and what it takes to use them."""
+    """The weights, and what it takes to use them; of a committee, a file for each network."""
     metadata = {"hidden": config.activation, "output": "identity", "loss": softmax_cross_entropy.name}
-    io.save_params(run_dir / WEIGHTS, params, metadata)
+    path = run_dir / WEIGHTS
+    for number, member in enumerate(members(params, config.committee), 1):
+        numbered = path if config.committee == 1 else path.with_stem(f"{path.stem}_{number}")
+        io.save_params(numbered, member, metadata)
 
 
-def draw(result: Result, x_test: np.ndarray, y_test: np.ndarray, p: np.ndarray) -> None:
+def draw(result: Result, x_test: np.ndarray, y_test: np.ndarray, p: np.ndarray, committee: int) -> None:
     """The pictures."""
+    first, *_ = members(result.params, committee)
     figures = {
         "confusion": plotting.confusion_matrix(result.confusion),
         "mistakes": plotting.worst_mistakes(x_test, y_test, p),
-        "weights": plotting.first_layer_weights(result.params[0][0]),
+        "weights": plotting.first_layer_weights(first[0][0]),
     }
     if result.history:
         figures["curves"] = plotting.curves(result.history)
@@ -288,8 +308,19 @@ def report(result: Result) -> str:
 
 
 def as_floats(metrics: training.Metrics, prefix: str = "") -> dict[str, float]:
-    """Metrics off the device, under names."""
-    return {f"{prefix}{name}": float(value) for name, value in metrics._asdict().items()}
+    """Metrics off the device, under names; of a committee, their means."""
+    return {f"{prefix}{name}": float(value.mean()) for name, value in metrics._asdict().items()}
+
+
+def introduce(config: Config, name: str, samples: int, program: Program) -> None:
+    """Say what is about to be trained, and on what."""
+    say(f"{name}, {samples:,} training images, on {jax.devices()[0].device_kind}")
+    if config.recipe != "default":
+        say(f"{config.recipe}: {RECIPES[config.recipe].about}")
+    first, *others = members(program.state.params, config.committee)
+    say(summary(first))
+    if others:
+        say(f"{config.committee} such networks side by side")
 
 
 def copy(state: training.TrainState) -> training.TrainState:
@@ -304,8 +335,8 @@ def say(line: str) -> None:
 
 def main() -> int:
     """The command line; 0 for a whole run, 130 for one that Ctrl-C ended, 1 for one that failed."""
-    config = tyro.cli(Config)
     try:
+        config = from_command_line()
         result = train(config)
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         say(f"train_mnist: {error}")

@@ -86,6 +86,16 @@ def test_wrapped_optimizers_nest_and_vmap(data):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
 
 
+def test_the_average_can_be_donated(data):
+    """A state that held one buffer twice could not be."""
+    optimizer = regularizers.averaged(sgd(0.1), 0.9)
+    state = training.init_state(oracle.network(0, SIZES, np.float32), optimizer)
+    epoch = jax.jit(training.make_epoch(optimizer, batch_size=3), donate_argnums=0)
+    for _ in range(2):
+        state, _ = epoch(state, jax.random.key(0), *map(jnp.asarray, data))
+    assert int(state.step) == 6
+
+
 def kl(p, q):
     return np.sum(p * (np.log(p) - np.log(q)), -1)
 

@@ -1,5 +1,6 @@
 """The training script, as a function and as a command: what it leaves behind, and how it ends."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,9 +13,12 @@ import jax
 import numpy as np
 import pytest
 import train_mnist
-from train_mnist import Config, train
+from recipes import RECIPES, Config, check, from_command_line
+from train_mnist import train
 
+import funcnet
 from funcnet import io, training
+from funcnet.distortions import Distortion
 
 SCRIPT = Path(train_mnist.__file__)
 FILES = {"config.json", "confusion.png", "curves.png", "metrics.jsonl", "mistakes.png", "weights.png",
@@ -77,6 +81,8 @@ def test_same_seed_same_bits(tmp_path):
         {"hidden_sizes": (32, 16), "activation": "leaky_relu(0.1)", "optimizer": "adamw", "dropout": 0.1},
         {"optimizer": "rmsprop", "schedule": "constant", "compute_dtype": "bfloat16", "input_dropout": 0.1},
         {"epochs": 1, "batch_size": 5000},
+        {"vat_radius": 1.0, "max_norm": 2.0, "label_smoothing": 0.1, "average": 0.9},
+        {"distortion": Distortion(rotation=5.0, alpha=5.0, sigma=2.0), "committee": 2, "average": 0.9},
     ],
     ids=str,
 )
@@ -84,6 +90,86 @@ def test_settings(tmp_path, settings):
     result = train(digits(tmp_path, **settings))
     assert result.history[-1]["train_loss"] <= 2.5
     assert ("validation" in result.scores) == (settings.get("validation") != 0)
+
+
+def test_the_average_is_what_is_saved_and_scored(tmp_path):
+    """With a decay next to 1 it hardly leaves the first weights, however well the network itself does."""
+    result = train(digits(tmp_path, average=0.99999, epochs=5, lr=1e-2))
+    assert result.history[-1]["train_accuracy"] > 0.9
+    assert result.scores["test"]["accuracy"] < 0.5
+
+
+def test_a_committee_is_its_networks_side_by_side(tmp_path):
+    """Each network has weights of its own, and the committee scores by the mean of their probabilities."""
+    result = train(digits(tmp_path, committee=3, epochs=10, lr=1e-2))
+    names = [f"weights_{i}.safetensors" for i in (1, 2, 3)]
+    assert {path.name for path in result.run_dir.iterdir()} == FILES - {"weights.safetensors"} | set(names)
+    x, y = train_mnist.datasets.load_digits().test
+    p = [funcnet.predict(io.load_params(result.run_dir / name), x.astype(np.float32) / 255) for name in names]
+    assert not np.allclose(p[0], p[1])
+    mean = np.mean(np.asarray(p, np.float64), 0)
+    assert result.scores["test"]["accuracy"] == pytest.approx((mean.argmax(1) == y).mean())
+    assert result.scores["test"]["loss"] == pytest.approx(-np.log(mean[np.arange(360), y]).mean(), rel=1e-4)
+
+
+def test_a_committee_whose_loss_is_not_finite_names_the_step(tmp_path):
+    config = digits(tmp_path, committee=2, optimizer="sgd", lr=1e12, schedule="constant")
+    with pytest.raises(FloatingPointError, match=r"in epoch 1, first at its step \d+, counted from 0"):
+        train(config)
+    assert {"weights_1.safetensors", "weights_2.safetensors"} <= {path.name for path in config.run_dir.iterdir()}
+
+
+def test_a_run_is_repeated_from_its_config(tmp_path):
+    """Every kind of setting survives the file, and the weights come out with the same bits."""
+    first = train(digits(tmp_path, distortion=Distortion(rotation=5.0), dropout=0.1, average=0.5, committee=2, seed=3))
+    again = from_command_line(["--repeat", str(first.run_dir / "config.json"), "--run-dir", str(tmp_path / "again")])
+    second = train(again)
+    for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert again == dataclasses.replace(
+        digits(tmp_path, distortion=Distortion(rotation=5.0), dropout=0.1, average=0.5, committee=2, seed=3),
+        repeat=first.run_dir / "config.json",
+        run_dir=tmp_path / "again",
+    )
+
+
+def test_recipes_are_starting_points():
+    assert from_command_line([]) == Config()
+    for name, recipe in RECIPES.items():
+        config = from_command_line(["--recipe", name, "--seed", "7"])
+        assert config.recipe == name
+        assert config.seed == 7
+        assert all(getattr(config, setting) == value for setting, value in recipe.settings.items())
+        check(config)
+    config = from_command_line(["--recipe", "distort", "--epochs", "1", "--distortion.shift", "2"])
+    assert (config.epochs, config.distortion.shift, config.distortion.alpha) == (1, 2.0, 36.0)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "distort-large"])
+def test_every_recipe_runs(name, tmp_path):
+    """On the small digits, for two epochs, with small layers."""
+    small = {"dataset": "digits", "hidden_sizes": (16,), "epochs": 2, "validation": 100, "run_dir": tmp_path / "run"}
+    result = train(Config(recipe=name, **(RECIPES[name].settings | small)))
+    assert np.isfinite(result.scores["test"]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not json", "not the configuration of a run: Expecting value"),
+        ("[1]", "not the configuration of a run: list is unknown"),
+        ('{"epochs": 3, "epoch": 3}', r"\['epoch'\] is unknown"),
+        ('{"epochs": 3}', "not the configuration of a run: KeyError"),
+        ('{"hidden_sizes": [3], "distortion": {"wobble": 1}}', "wobble"),
+        ("\udcff", "not the configuration of a run"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(text, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=message) as caught:
+        from_command_line(["--repeat", str(path)])
+    assert str(path) in str(caught.value)
 
 
 def test_no_epoch_is_the_network_as_drawn(tmp_path):
@@ -96,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_weights(tmp_
     config = digits(tmp_path, optimizer="sgd", lr=1e12, schedule="constant")
     message = (
         r"the loss is (nan|inf) in epoch 1, first at its step \d+, counted from 0; "
-        r"the last good weights are in .*weights.safetensors; try a smaller --lr than 1e[+]12"
+        r"the last good weights are in .*run; try a smaller --lr than 1e[+]12"
     )
     with pytest.raises(FloatingPointError, match=message):
         train(config)
@@ -139,18 +225,10 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
     state = training.init_state(
         [(np.ones((2, 3), np.float32), np.ones(3, np.float32))], train_mnist.optimizers.sgd(0.1)
     )
-    params, history, stopped = train_mnist.fit(
-        digits(tmp_path),
-        state,
-        jax.random.key(0),
-        {"train": ([0], [0])},
-        lambda *args: (None, None),
-        None,
-        None,
-        tmp_path,
-    )
+    program = train_mnist.Program(state, None, lambda *args: (None, None), None, None)
+    state, history, stopped = train_mnist.fit(digits(tmp_path), program, jax.random.key(0), ([0], [0]), None, tmp_path)
     assert (history, stopped) == ([], True)
-    np.testing.assert_array_equal(params[0][0], np.ones((2, 3)))
+    np.testing.assert_array_equal(state.params[0][0], np.ones((2, 3)))
 
 
 @pytest.mark.parametrize(

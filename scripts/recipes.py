@@ -1,0 +1,186 @@
+"""The settings of a training run on MNIST, where they come from, and the recipes that set many of them at once."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tyro
+
+from funcnet import activations
+from funcnet.distortions import CIRESAN, Distortion
+
+NO_DISTORTION = Distortion()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a multilayer perceptron on MNIST, with a hand-written backward pass."""
+
+    recipe: Literal["default", "plain", "dropout", "vat", "distort", "distort-large", "committee"] = "default"
+    """Where the other settings start from; see below."""
+    repeat: Path | None = None
+    """The config.json of an earlier run, to start from that run's settings; only the run folder is new."""
+    dataset: Literal["auto", "mnist", "digits"] = "auto"
+    """`mnist` insists on MNIST; `auto` takes the digits bundled with scikit-learn where MNIST cannot be had."""
+    data_dir: Path | None = None
+    """Folder with the MNIST files; otherwise $FUNCNET_DATA, then the user's cache, then a download."""
+    hidden_sizes: tuple[int, ...] = (512,)
+    """Widths of the hidden layers; none at all makes it logistic regression."""
+    activation: str = "relu"
+    """Of the hidden layers: relu, leaky_relu(0.1), sigmoid, tanh, softplus, elu, silu, gelu or identity."""
+    dropout: float = 0.0
+    """Part of the hidden units dropped in training."""
+    input_dropout: float = 0.0
+    """Part of the pixels dropped in training."""
+    max_norm: float = 0.0
+    """The longest that a unit's incoming weights may be; 0 is no limit."""
+    label_smoothing: float = 0.0
+    """Part of each target spread evenly over the classes."""
+    vat_radius: float = 0.0
+    """How far virtual adversarial training moves each image; 0 is none of it."""
+    distortion: Distortion = NO_DISTORTION
+    """How much each image is deformed, anew in each epoch."""
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
+    """Update rule."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine` warms up over the first epoch, then goes down to 0."""
+    momentum: float = 0.9
+    """Of sgd."""
+    weight_decay: float = 1e-4
+    """Of adamw."""
+    average: float = 0.0
+    """Decay of an exponential average of the weights, which is then what is evaluated and saved; 0 is no average."""
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per update."""
+    committee: int = 1
+    """Networks trained side by side in one program, whose probabilities are averaged."""
+    validation: int | None = None
+    """Training images held out, to watch while training; by default a twelfth (5,000 of MNIST)."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the inputs of matrix products."""
+    seed: int = 0
+    """Decides everything random: same seed and same device, same weights."""
+    run_dir: Path | None = None
+    """Folder for weights, metrics, config and pictures; by default a new one under runs/."""
+
+
+class Recipe(NamedTuple):
+    """Settings that belong together."""
+
+    about: str  # with the source and its test error
+    settings: dict[str, Any]
+
+
+_DISTORT = {
+    "hidden_sizes": (1000, 500),
+    "distortion": Distortion(rotation=12.0, shear=12.0, scale=0.12, shift=1.0, alpha=36.0, sigma=5.0),
+    "batch_size": 256,
+    "epochs": 220,
+    "validation": 0,
+    "compute_dtype": "bfloat16",
+}
+RECIPES = {
+    "default": Recipe("784-512-10 in a quarter of a minute", {}),
+    "plain": Recipe(
+        "784-800-10 and nothing else; 1.6% in Simard, Steinkraus and Platt, 2003",
+        {"hidden_sizes": (800,), "epochs": 20, "validation": 0},
+    ),
+    "dropout": Recipe(
+        "dropout and max-norm; 1.05% (three layers) and 0.95% (2 x 8192) in Srivastava et al., 2014",
+        {"hidden_sizes": (1024, 1024), "dropout": 0.5, "input_dropout": 0.2, "max_norm": 3.0, "epochs": 100,
+         "batch_size": 256, "validation": 0, "compute_dtype": "bfloat16"},
+    ),
+    "vat": Recipe(
+        "virtual adversarial training; 0.64% (784-1200-600-300-150-10) in Miyato et al., 2018",
+        {"hidden_sizes": (1000, 600, 300), "vat_radius": 2.1, "lr": 1e-3, "epochs": 60, "validation": 0},
+    ),
+    "distort": Recipe(
+        "fresh deformations in each epoch; 0.7% (784-800-10) in Simard, Steinkraus and Platt, 2003", _DISTORT
+    ),
+    "distort-large": Recipe(
+        "twelve million parameters, for a GPU; 0.35% in Ciresan et al., 2010",
+        _DISTORT | {"hidden_sizes": (2500, 2000, 1500, 1000, 500), "distortion": CIRESAN, "epochs": 800},
+    ),
+    "committee": Recipe(
+        "five of `distort` in one program; 0.31% with seven larger ones in Ciresan et al., 2011",
+        _DISTORT | {"committee": 5},
+    ),
+}  # fmt: skip
+
+
+def from_command_line(arguments: list[str] | None = None) -> Config:
+    """The settings: the recipe's, or those of the run to repeat, with what else is given put in their place."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="default")
+    first.add_argument("--repeat", type=Path)
+    start, _ = first.parse_known_args(arguments)
+    if start.repeat and start.recipe != "default":
+        raise ValueError("--recipe and --repeat are both ways to start; give one of them")
+    default = read(start.repeat) if start.repeat else Config(**RECIPES.get(start.recipe, RECIPES["default"]).settings)
+    recipes = "\n\n".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
+    return tyro.cli(Config, args=arguments, default=default, description=f"{Config.__doc__}\n\nRecipes:\n\n{recipes}")
+
+
+def as_json(config: Config) -> str:
+    """The settings as text."""
+    return json.dumps(asdict(config) | {"distortion": config.distortion._asdict()}, indent=2, default=str)
+
+
+def read(path: Path) -> Config:
+    """The settings of an earlier run, to be run again.
+
+    Raises:
+      OSError: there is no such file.
+      ValueError: it is no configuration, or not one of this version; says what is missing or unknown.
+    """
+    try:
+        settings = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not the configuration of a run: {error}") from error
+    known = {field.name for field in fields(Config)}
+    if not isinstance(settings, dict) or not settings.keys() <= known:
+        unknown = sorted(settings.keys() - known) if isinstance(settings, dict) else type(settings).__name__
+        raise ValueError(f"{path}: not the configuration of a run: {unknown} is unknown")
+    settings |= {"run_dir": None, "repeat": path}
+    try:
+        settings["hidden_sizes"] = tuple(settings["hidden_sizes"])
+        settings["distortion"] = Distortion(**settings["distortion"])
+        if settings["data_dir"] is not None:
+            settings["data_dir"] = Path(settings["data_dir"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the configuration of a run: {error!r}") from error
+    return Config(**settings)
+
+
+def check(config: Config) -> None:
+    """Refuse settings that make no sense, before anything is loaded."""
+    for name, least in (
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("committee", 1),
+        ("lr", 0),
+        ("weight_decay", 0),
+        ("max_norm", 0),
+        ("vat_radius", 0),
+        ("validation", 0),
+        ("seed", 0),
+    ):
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least {least}")
+    activations.from_name(config.activation)
+    for width in config.hidden_sizes:
+        if width < 1:
+            raise ValueError(f"--hidden-sizes has {width}, expected at least 1")
+    for name in ("dropout", "input_dropout", "label_smoothing", "average", "momentum"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}, expected a number in [0, 1)")
+    for name, value in config.distortion._asdict().items():
+        if not value >= 0 or (name == "sigma" and value == 0):
+            raise ValueError(f"--distortion.{name} is {value}, expected a positive number")
