@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from funcnet.activations import softplus
 
@@ -42,7 +43,7 @@ def is_class_ids(y: Array) -> bool:
     return jnp.issubdtype(y.dtype, jnp.integer)
 
 
-def _one_hot(y: Array, K: int, dtype: jnp.dtype) -> Array:
+def one_hot(y: Array, K: int, dtype: DTypeLike) -> Array:
     """`(...) -> (..., K)`: class ids as targets; a row of NaN for an id outside `[0, K)`."""
     y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # an int8 could not count to K
     in_range = (y >= 0) & (y < K)
@@ -50,7 +51,7 @@ def _one_hot(y: Array, K: int, dtype: jnp.dtype) -> Array:
 
 
 def _softmax_targets(out: Array, y: Array) -> Array:
-    return _one_hot(y, out.shape[-1], out.dtype) if is_class_ids(y) else y
+    return one_hot(y, out.shape[-1], out.dtype) if is_class_ids(y) else y
 
 
 def _softmax_cross_entropy(out: Array, y: Array) -> Array:
@@ -76,7 +77,7 @@ def _sigmoid_targets(out: Array, y: Array) -> Array:
     if not is_class_ids(y):
         return y
     K = out.shape[-1]
-    return _one_hot(y, 2, out.dtype)[..., 1:] if K == 1 else _one_hot(y, K, out.dtype)  # 1: the id is the target
+    return one_hot(y, 2, out.dtype)[..., 1:] if K == 1 else one_hot(y, K, out.dtype)  # 1: the id is the target
 
 
 def _sigmoid_cross_entropy(out: Array, y: Array) -> Array:
@@ -107,7 +108,7 @@ def _squared_error_targets(out: Array, y: Array) -> Array:
             f"squared_error: y has dtype {y.dtype}, so it holds class ids, but the network has one output; "
             "for regression pass floating targets of shape (..., 1)"
         )
-    return _one_hot(y, out.shape[-1], out.dtype)
+    return one_hot(y, out.shape[-1], out.dtype)
 
 
 def _squared_error(out: Array, y: Array) -> Array:

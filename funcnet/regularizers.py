@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from funcnet.activations import Activation, identity, relu
-from funcnet.losses import Loss, is_class_ids, softmax_cross_entropy
+from funcnet.losses import Loss, is_class_ids, one_hot, softmax_cross_entropy
 from funcnet.mlp import Hidden, Params, predict
 from funcnet.optimizers import Optimizer, apply_updates
 from funcnet.per_sample import input_backward
@@ -78,8 +78,7 @@ def smooth_labels(y: Array, classes: int, amount: float) -> Array:
     >>> smooth_labels(jnp.array([1]), 4, 0.2)
     Array([[0.05, 0.85, 0.05, 0.05]], dtype=float32)
     """
-    valid = ((y >= 0) & (y < classes))[..., None]
-    return jnp.where(valid, (1 - amount) * jax.nn.one_hot(y, classes) + amount / classes, jnp.nan)
+    return (1 - amount) * one_hot(y, classes, jnp.float32) + amount / classes
 
 
 def max_norm(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
@@ -209,7 +208,7 @@ def virtual_adversarial(
     d = _unit(jax.random.normal(key, x.shape, x.dtype))
     for _ in range(iterations):
         d = _unit(input_backward(params, x + probe * d, p, **network))
-    targets = jax.nn.one_hot(y, p.shape[-1], dtype=p.dtype) if is_class_ids(y) else y.astype(p.dtype)
+    targets = one_hot(y, p.shape[-1], p.dtype) if is_class_ids(y) else y.astype(p.dtype)
     weights = None if sample_weight is None else jnp.concatenate([sample_weight, sample_weight])
     return jnp.concatenate([x, x + radius * d]), jnp.concatenate([targets, p]), weights
 

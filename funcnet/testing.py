@@ -34,7 +34,7 @@ import itertools
 import math
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -976,7 +976,9 @@ def _name(fn) -> str:
 TRANSFORMS = ("jit", "vmap", "scan", "jvp")
 
 
-def matrix(*, sizes: tuple[int, ...] = (6, 9, 8, 4), samples: int = 16, seed: int = 0):
+def matrix(
+    *, sizes: tuple[int, ...] = (6, 9, 8, 4), samples: int = 16, seed: int = 0
+) -> Iterator[tuple[str, str, str, dict[str, float]]]:
     """The shipped functions, each under each transformation: `backward` against `jax.grad`, in eps.
 
     Yields:

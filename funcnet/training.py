@@ -256,7 +256,15 @@ def make_epoch(
     return epoch
 
 
-def first_nonfinite_step(step, state: TrainState, key: Array, x: Array, y: Array, *, batch_size: int):
+def first_nonfinite_step(
+    step: Callable[..., tuple[TrainState, Metrics]],
+    state: TrainState,
+    key: Array,
+    x: Array,
+    y: Array,
+    *,
+    batch_size: int,
+) -> tuple[int | None, TrainState]:
     """Replay an epoch step by step, up to the first step whose loss is not finite.
 
     The run is a pure function of its arguments, so what went wrong inside one program can be gone through again.

@@ -1,0 +1,54 @@
+"""A digit of MNIST and forty deformations of it, as a network sees them in forty epochs.
+
+python scripts/deformations.py                    # draws deformations.png
+python scripts/deformations.py --index 7 --amounts.rotation 30
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from funcnet import datasets, distortions, plotting
+
+
+def deformations(image: np.ndarray, amounts: distortions.Distortion, n: int = 40, seed: int = 0) -> np.ndarray:
+    """The image itself and `n` deformations, `(1 + n, H W)`, in `[0, 1]`."""
+    copies = jnp.broadcast_to(jnp.asarray(image), (n, image.size))
+    deformed = distortions.distort(jax.random.key(seed), copies, amounts=amounts)
+    return np.concatenate([image[None] / np.float32(255), deformed])
+
+
+def main(
+    index: int = 0,
+    amounts: distortions.Distortion = distortions.CIRESAN,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    out: Path = Path("deformations.png"),
+) -> None:
+    """Draw an image of the training set and forty deformations of it.
+
+    Args:
+      index: which image.
+      amounts: how much it is deformed.
+      seed: decides the draws.
+      data_dir: folder with the MNIST files; otherwise $FUNCNET_DATA, then the user's cache, then a download.
+      out: the picture.
+    """
+    x, _ = datasets.load_mnist(data_dir).train
+    titles = ["as it is", *map(str, range(1, 41))]
+    figure = plotting.images(
+        deformations(x[index], amounts, seed=seed), titles, title="A digit and forty deformations", rows=4, columns=11
+    )
+    figure.savefig(out, dpi=100)
+    print(f"drawn in {out}")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except (IndexError, OSError, ValueError) as error:
+        sys.exit(f"deformations: {error}")

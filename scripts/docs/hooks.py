@@ -1,0 +1,64 @@
+"""What the documentation takes from elsewhere in the repository, so that nothing is said twice, and its formulas.
+
+In a page, a line `{{ readme: Heading }}` stands for that section of README.md, `{{ changelog }}` for CHANGELOG.md, and
+`{{ source: funcnet.mlp.backward_sweep }}` for the source of that function. LaTeX becomes MathML, which browsers draw
+by themselves. Imports of extras are inside the functions: the tests read pages without them.
+"""
+
+import html
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def on_files(files, config):
+    """The pictures stay where the scripts put them."""
+    from mkdocs.structure.files import File
+
+    for picture in sorted((ROOT / "scripts" / "pictures").glob("*.png")):
+        files.append(File.generated(config, f"pictures/{picture.name}", abs_src_path=str(picture)))
+    return files
+
+
+def on_page_markdown(markdown, **_):
+    """Put in what the lines in braces stand for."""
+    return re.sub(r"^\{\{ (\w+)(?:: (.+?))? \}\}$", lambda match: _taken(*match.groups()), markdown, flags=re.MULTILINE)
+
+
+def on_page_content(content, page, **_):
+    """Every formula as MathML."""
+    for tag, display, begin, end in (("span", "inline", r"\(", r"\)"), ("div", "block", r"\[", r"\]")):
+        pattern = rf'<{tag} class="arithmatex">\s*{re.escape(begin)}(.*?){re.escape(end)}\s*</{tag}>'
+        content = re.sub(pattern, lambda match, display=display: _mathml(match[1], display), content, flags=re.DOTALL)
+    if 'class="arithmatex"' in content:
+        raise ValueError(f"{page.file.src_uri}: a formula was not understood")
+    return content
+
+
+def _mathml(latex, display):
+    from latex2mathml.converter import convert
+
+    return convert(html.unescape(latex), display=display)
+
+
+def _taken(kind, name):
+    if kind == "readme":
+        return section((ROOT / "README.md").read_text(), name)
+    if kind == "changelog":
+        return (ROOT / "CHANGELOG.md").read_text().split("\n", 1)[1]
+    if kind == "source":
+        module, _, function = name.rpartition(".")
+        source = inspect.getsource(getattr(importlib.import_module(module), function))
+        return f"```py\n{source}```"  # not `python`: the tests run what is
+    raise ValueError(f"{{{{ {kind}: {name} }}}}: expected readme, changelog or source")
+
+
+def section(readme, heading):
+    """A section of the README without its heading, its links made to fit."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", readme, re.DOTALL | re.MULTILINE)
+    if not found:
+        raise ValueError(f"README.md has no section {heading!r}")
+    return found[1].replace("](scripts/pictures/", "](pictures/").replace("```python exchange", "```python")

@@ -1,0 +1,71 @@
+"""The pages of the documentation: every block of Python runs, page by page, as a reader would run it."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+
+import jax
+import pytest
+
+DOCS = Path(__file__).parent.parent / "scripts" / "docs"
+PAGES = {str(path.relative_to(DOCS / "pages")): path for path in sorted((DOCS / "pages").rglob("*.md"))}
+HEAVY = {"equinox", "flax", "torch"}  # not in the extra `test`
+
+
+@pytest.fixture(autouse=True)
+def as_a_user():
+    """JAX as it comes, without this suite's strictness; and the libraries' own deprecations are not ours."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    specification = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def run(blocks, name):
+    namespace = {"__name__": name}
+    for block in blocks:
+        exec(compile(block, name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_runs(page, hooks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
+    text = hooks.on_page_markdown(PAGES[page].read_text())
+    assert not re.search(r"^\{\{", text, re.MULTILINE)
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    wanted = {name for name in HEAVY if re.search(rf"^(import|from) {name}\b", "\n".join(blocks), re.MULTILINE)}
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"needs {', '.join(missing)}")
+    run(blocks, page)
+
+
+def test_the_notebook_runs():
+    """Its cells in order; the documentation's build also runs it in a kernel."""
+    notebook = json.loads((DOCS / "pages" / "quickstart.ipynb").read_text())
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+    with contextlib.redirect_stdout(None):
+        run([re.sub(r"^%.*$", "", cell, flags=re.MULTILINE) for cell in code], "quickstart.ipynb")
+
+
+def test_a_missing_section_or_function_stops_the_build(hooks):
+    for line, message in (
+        ("{{ readme: No such heading }}", "no section 'No such heading'"),
+        ("{{ sauce: funcnet.mlp.init }}", "expected readme, changelog or source"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hooks.on_page_markdown(line)
+    with pytest.raises(AttributeError):
+        hooks.on_page_markdown("{{ source: funcnet.mlp.nothing }}")
