@@ -5,6 +5,7 @@ the other side cannot have is refused by name.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +65,22 @@ def save_params(path: str | os.PathLike[str], params: Params, metadata: dict[str
     write_atomically(path, import_extra("safetensors.numpy").save(tensors, metadata))
 
 
-def load_params(path: str | os.PathLike[str]) -> Params:
+def load_params(path: str | os.PathLike[str], *, sizes: Sequence[int] | None = None) -> Params:
     """Read the parameters that `save_params` wrote, bit for bit.
 
     A float64 file needs `jax_enable_x64`: the parameters are never rounded silently.
 
     Args:
       path: the file.
+      sizes: the widths `n_0, ..., n_L` that the network must have; by default any.
 
     Returns:
       `[(W, b), ...]` in the dtype that they were saved in.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not a safetensors file, is cut short, or holds something else than a network.
+      ValueError: it is not a safetensors file, is cut short, is of a format to come, or holds something else than a
+        network, or one of other widths.
       ImportError: safetensors is not installed; names the extra that brings it.
     """
     safetensors = import_extra("safetensors")
@@ -85,6 +88,8 @@ def load_params(path: str | os.PathLike[str]) -> Params:
         tensors = dict(safetensors.deserialize(Path(path).read_bytes()))
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+    if (got := load_metadata(path).get("format", FORMAT)) != FORMAT:
+        raise ValueError(f"{path}: written in the format {got!r}, expected {FORMAT!r}")
     L = len(tensors) // 2
     names = [f"layer{l}.{name}" for l in range(1, L + 1) for name in "Wb"]
     if not names or sorted(names) != sorted(tensors):
@@ -95,11 +100,14 @@ def load_params(path: str | os.PathLike[str]) -> Params:
         check_params(params)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    got = (params[0][0].shape[0], *(len(b) for _, b in params))
+    if sizes is not None and got != tuple(sizes):
+        raise ValueError(f"{path}: holds a network {'-'.join(map(str, got))}, expected {'-'.join(map(str, sizes))}")
     return params
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text kept with the parameters. Errors as in `load_params`."""
+    """The text kept with the parameters, `{"format": "funcnet 1", ...}`. Errors as in `load_params`."""
     safetensors = import_extra("safetensors")
     try:
         with safetensors.safe_open(os.fspath(path), framework="np") as file:

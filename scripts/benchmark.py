@@ -32,7 +32,7 @@ import peers
 import tyro
 
 import funcnet
-from funcnet import datasets, per_sample, plotting, training
+from funcnet import datasets, distortions, per_sample, plotting, training
 
 SMALL, WIDE, LARGE = (784, 128, 10), (784, 800, 10), (784, 1024, 1024, 10)
 RATE = 0.1
@@ -270,6 +270,35 @@ def time_to_accuracy_suite(seconds: float) -> Iterator[Row]:
     yield from rows_of("784-256-10, batch 32", arrays, more)
 
 
+def distortion_suite(seconds: float) -> Iterator[Row]:
+    """What fresh deformations of every image cost: an epoch of 784-1000-500-10 by Adam without them and with them.
+
+    All kinds at once (rotation, shear, scale, shift, elastic), and the deformations of an epoch by themselves.
+    """
+    x, y = map(jnp.asarray, datasets.load_mnist().train)
+    amounts = distortions.Distortion(rotation=12.0, shear=12.0, scale=0.12, shift=1.0, alpha=36.0, sigma=5.0)
+    deform = partial(distortions.distort, amounts=amounts)
+    optimizer, sizes, key = funcnet.adam(1e-3), (784, 1000, 500, 10), jax.random.key(0)
+    state = training.init_state(funcnet.init(key, sizes), optimizer)
+    for batch_size in (128, 256):
+
+        def alone(key, x, batch_size=batch_size):
+            batches = training.plan_batches(key, len(x), batch_size)
+            return jax.lax.map(lambda row: deform(row[0], x[row[1]]).mean(), (batches.keys, batches.indices))
+
+        candidates = {
+            name: call(
+                compiled(training.make_epoch(optimizer, batch_size=batch_size, transform=transform), state, key, x, y),
+                state,
+                key,
+                x,
+                y,
+            )
+            for name, transform in (("the images as they are", None), ("deformed anew", deform))
+        } | {"the deformations alone": call(compiled(alone, key, x), key, x)}
+        yield from compare(f"{name_of(sizes)}, batch {batch_size}", candidates, seconds)
+
+
 def sweep_suite(seconds: float) -> Iterator[Row]:
     """Sixteen networks, an epoch of 15,000 images each: in turn, and as one program through `vmap`."""
     x, y = (jnp.asarray(v[:15_000]) for v in datasets.load_mnist().train)
@@ -464,8 +493,10 @@ SUITES: dict[str, Callable[..., Iterator[Row]]] = {
     "compile": compile_suite,
     "scaling": scaling_suite,
     "inference": inference_suite,
+    "distortion": distortion_suite,
 }
-Suite = Literal["step", "epoch", "time-to-accuracy", "per-sample", "sweep", "compile", "scaling", "inference"]
+Suite = Literal["step", "epoch", "time-to-accuracy", "per-sample", "sweep", "compile", "scaling", "inference",
+                "distortion"]  # fmt: skip
 
 
 # Tables.

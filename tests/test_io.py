@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,12 @@ W, B = np.ones((3, 2), np.float32), np.ones(2, np.float32)
         (save({"layer1.W": W, "layer2.b": B}), "expected the tensors layer1.W, layer1.b"),
         (save({"layer1.W": W, "layer1.b": W}), r"layer 1: W has shape \(3, 2\) and b \(3, 2\), expected"),
         (save({"layer1.W": W.astype(np.int32), "layer1.b": B}), "layer1.W has dtype I32, expected one of F16"),
+        (save({"layer1.W": W, "layer1.b": B}, {"format": "funcnet 9"}), "the format 'funcnet 9', expected 'funcnet 1'"),
+        (pickle.dumps([(W, B)]), "not a whole safetensors file"),
+        (
+            (1 << 62).to_bytes(8, "little") + b"{" * 64,
+            "not a whole safetensors file",
+        ),  # a huge header
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, content, message):
@@ -63,6 +70,13 @@ def test_other_files_are_refused_by_name(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path}: .*{message}"):
         io.load_params(path)
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    io.save_params(tmp_path / "w", [(W, B)])
+    assert len(io.load_params(tmp_path / "w", sizes=(3, 2))) == 1
+    with pytest.raises(ValueError, match="holds a network 3-2, expected 784-128-10"):
+        io.load_params(tmp_path / "w", sizes=(784, 128, 10))
 
 
 def test_what_is_no_network_is_not_saved(tmp_path):
