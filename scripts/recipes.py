@@ -88,8 +88,9 @@ _DISTORT = {
 RECIPES = {
     "default": Recipe("784-512-10 in a quarter of a minute", {}),
     "plain": Recipe(
-        "784-800-10 and nothing else; 1.6% in Simard, Steinkraus and Platt, 2003",
-        {"hidden_sizes": (800,), "epochs": 20, "validation": 0},
+        "784-800-10 with weight decay and label smoothing; 1.6% in Simard, Steinkraus and Platt, 2003",
+        {"hidden_sizes": (800,), "optimizer": "adamw", "weight_decay": 0.3, "label_smoothing": 0.1, "epochs": 40,
+         "validation": 0},
     ),
     "dropout": Recipe(
         "dropout and max-norm; 1.05% (three layers) and 0.95% (2 x 8192) in Srivastava et al., 2014",

@@ -46,7 +46,7 @@ def test_every_block_of_a_page_runs(page, hooks, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     wanted = {name for name in HEAVY if re.search(rf"^(import|from) {name}\b", "\n".join(blocks), re.MULTILINE)}
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
-    if missing and not os.environ.get("CI"):
+    if missing and not (os.environ.get("CI") and jax.__version_info__ >= (0, 10)):  # no such Flax for an older jax
         pytest.skip(f"needs {', '.join(missing)}")
     run(blocks, page)
 
