@@ -104,6 +104,10 @@ def load_digits() -> Dataset:
 
     Raises:
       ImportError: scikit-learn is not installed; names the extra that brings it.
+
+    >>> (x, y), (x_test, y_test) = load_digits()
+    >>> x.shape, x.dtype, y.shape, x_test.shape
+    ((1437, 64), dtype('uint8'), (1437,), (360, 64))
     """
     digits = import_extra("sklearn.datasets").load_digits()
     x = np.round(digits.data * (255 / 16)).astype(np.uint8)
@@ -133,6 +137,12 @@ def read_idx(path: str | os.PathLike[str], *, max_bytes: int = 1 << 30) -> np.nd
       FileNotFoundError: there is no such file.
       ValueError: it is not an IDX file, is cut short, goes on too long, is too large, or its gzip is corrupt; names
         the file, what was found and what was expected.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "idx"
+    >>> _ = path.write_bytes(bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3, 1, 2, 3, 4, 5, 6]))  # uint8, rank 2, 2 x 3
+    >>> read_idx(path).tolist()
+    [[1, 2, 3], [4, 5, 6]]
     """
     path = Path(path)
     with path.open("rb") as file:

@@ -75,6 +75,15 @@ def source_points(key: Array, n: int, amounts: Distortion, image_shape: tuple[in
     Both fields are sums of a function of `r` times one of `c`: `r`, `c` and 1 for the affine map, and Gaussian bumps
     around the points of a coarse grid for `u`. So each is one small matrix of coefficients between two fixed ones,
     `B_r Z B_c^T`, and nothing is convolved.
+
+    Args:
+      key: a JAX random key.
+      n: how many images; static.
+      amounts: how much of everything.
+      image_shape: `(H, W)`; static.
+
+    >>> source_points(jax.random.key(0), 5, Distortion(), (28, 28))[:, 0, 3, 7]  # no deformation: from where it goes
+    Array([3., 7.], dtype=float32)
     """
     affine_key, elastic_key = jax.random.split(key)
     B_r, B_c = (_basis(size, amounts.sigma) for size in image_shape)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-Initializer = Callable[[Array, tuple[int, ...], DTypeLike], Array]
+Initializer = Callable[[Array, tuple[int, ...], DTypeLike], Array]  # (key, shape, dtype) -> array of that shape
 
 
 def _fans(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -35,7 +35,11 @@ def zeros(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) ->
 
 
 def standard_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Normal with mean 0 and variance 1."""
+    """Normal with mean 0 and variance 1.
+
+    >>> standard_normal(jax.random.key(0), (2, 3)).shape
+    (2, 3)
+    """
     return jax.random.normal(key, shape, dtype)
 
 
@@ -56,30 +60,70 @@ def uniform(low: float, high: float) -> Initializer:
 
 
 def he_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Normal with variance `2 / n_in`; He et al., ICCV 2015, equation 10."""
+    """Normal with variance `2 / n_in`; He et al., ICCV 2015, equation 10.
+
+    Raises:
+      ValueError: the shape is not a weight's, `(n_in, n_out)`.
+
+    >>> W = he_normal(jax.random.key(0), (400, 500))
+    >>> round(float(W.var()) * 400, 1)
+    2.0
+    """
     n_in, _ = _fans("he_normal", shape)
     return jax.random.normal(key, shape, dtype) * math.sqrt(2 / n_in)
 
 
 def he_uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Uniform with variance `2 / n_in`, so within `±sqrt(6 / n_in)`; He et al., ICCV 2015."""
+    """Uniform with variance `2 / n_in`, so within `±sqrt(6 / n_in)`; He et al., ICCV 2015.
+
+    Raises:
+      ValueError: the shape is not a weight's, `(n_in, n_out)`.
+
+    >>> W = he_uniform(jax.random.key(0), (400, 500))
+    >>> round(float(W.var()) * 400, 1), bool((abs(W) <= (6 / 400) ** 0.5).all())
+    (2.0, True)
+    """
     n_in, _ = _fans("he_uniform", shape)
     bound = math.sqrt(6 / n_in)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def glorot_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Normal with variance `2 / (n_in + n_out)`; Glorot and Bengio, AISTATS 2010, equation 12."""
+    """Normal with variance `2 / (n_in + n_out)`; Glorot and Bengio, AISTATS 2010, equation 12.
+
+    Raises:
+      ValueError: the shape is not a weight's, `(n_in, n_out)`.
+
+    >>> W = glorot_normal(jax.random.key(0), (400, 500))
+    >>> round(float(W.var()) * (400 + 500), 1)
+    2.0
+    """
     return jax.random.normal(key, shape, dtype) * math.sqrt(2 / sum(_fans("glorot_normal", shape)))
 
 
 def glorot_uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Uniform within `±sqrt(6 / (n_in + n_out))`; Glorot and Bengio, AISTATS 2010, equation 16."""
+    """Uniform within `±sqrt(6 / (n_in + n_out))`; Glorot and Bengio, AISTATS 2010, equation 16.
+
+    Raises:
+      ValueError: the shape is not a weight's, `(n_in, n_out)`.
+
+    >>> W = glorot_uniform(jax.random.key(0), (400, 500))
+    >>> round(float(W.var()) * (400 + 500), 1), bool((abs(W) <= (6 / 900) ** 0.5).all())
+    (2.0, True)
+    """
     bound = math.sqrt(6 / sum(_fans("glorot_uniform", shape)))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def lecun_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Normal with variance `1 / n_in`; LeCun et al., Efficient BackProp, 1998, section 4.6."""
+    """Normal with variance `1 / n_in`; LeCun et al., Efficient BackProp, 1998, section 4.6.
+
+    Raises:
+      ValueError: the shape is not a weight's, `(n_in, n_out)`.
+
+    >>> W = lecun_normal(jax.random.key(0), (400, 500))
+    >>> round(float(W.var()) * 400, 1)
+    1.0
+    """
     n_in, _ = _fans("lecun_normal", shape)
     return jax.random.normal(key, shape, dtype) * math.sqrt(1 / n_in)

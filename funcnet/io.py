@@ -20,7 +20,7 @@ from funcnet.activations import Activation, identity, relu
 from funcnet.extras import import_extra
 from funcnet.losses import SHIPPED, Loss, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 from funcnet.mlp import Hidden, Params, predict
-from funcnet.validation import check_activations, check_params
+from funcnet.validation import check_activations, check_loss, check_params
 
 FORMAT = "funcnet 1"
 
@@ -82,6 +82,12 @@ def load_params(path: str | os.PathLike[str], *, sizes: Sequence[int] | None = N
       ValueError: it is not a safetensors file, is cut short, is of a format to come, or holds something else than a
         network, or one of other widths.
       ImportError: safetensors is not installed; names the extra that brings it.
+
+    >>> import tempfile, funcnet
+    >>> path = tempfile.mkdtemp() + "/weights.safetensors"
+    >>> save_params(path, funcnet.init(jax.random.key(0), (4, 8, 3)))
+    >>> [(W.shape, b.shape) for W, b in load_params(path, sizes=(4, 8, 3))]
+    [((4, 8), (8,)), ((8, 3), (3,))]
     """
     safetensors = import_extra("safetensors")
     try:
@@ -93,7 +99,8 @@ def load_params(path: str | os.PathLike[str], *, sizes: Sequence[int] | None = N
     L = len(tensors) // 2
     names = [f"layer{l}.{name}" for l in range(1, L + 1) for name in "Wb"]
     if not names or sorted(names) != sorted(tensors):
-        raise ValueError(f"{path}: holds {sorted(tensors)}, expected the tensors layer1.W, layer1.b, layer2.W, ...")
+        held = ", ".join(map(repr, sorted(tensors)[:6])) + (", ..." if len(tensors) > 6 else "")
+        raise ValueError(f"{path}: holds [{held}], expected the tensors layer1.W, layer1.b, layer2.W, ...")
     leaves = iter([_array(path, name, tensors[name]) for name in names])
     params = list(zip(leaves, leaves, strict=True))
     try:
@@ -107,8 +114,22 @@ def load_params(path: str | os.PathLike[str], *, sizes: Sequence[int] | None = N
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text kept with the parameters, `{"format": "funcnet 1", ...}`. Errors as in `load_params`."""
+    """The text kept with the parameters, `{"format": "funcnet 1", ...}`. Errors as in `load_params`.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Names and text.
+
+    >>> import tempfile, funcnet
+    >>> path = tempfile.mkdtemp() + "/weights.safetensors"
+    >>> save_params(path, funcnet.init(jax.random.key(0), (4, 3)), {"hidden": "relu"})
+    >>> sorted(load_metadata(path).items())
+    [('format', 'funcnet 1'), ('hidden', 'relu')]
+    """
     safetensors = import_extra("safetensors")
+    Path(path).open("rb").close()  # says what is the matter with a path better than safetensors does
     try:
         with safetensors.safe_open(os.fspath(path), framework="np") as file:
             return file.metadata() or {}
@@ -227,6 +248,11 @@ def sklearn_settings(estimator: Any) -> dict[str, Any]:
 
     Raises:
       ValueError: it is no such estimator, or one that predicts otherwise (a Poisson regression).
+
+    >>> from sklearn.neural_network import MLPRegressor
+    >>> model = MLPRegressor(hidden_layer_sizes=(5,), activation="tanh", solver="lbfgs").fit(np.eye(6), np.arange(6))
+    >>> {name: value.name for name, value in sklearn_settings(model).items()}
+    {'hidden': 'tanh', 'loss': 'squared_error'}
     """
     losses = {"softmax": softmax_cross_entropy, "logistic": sigmoid_cross_entropy, "identity": squared_error}
     out, hidden = getattr(estimator, "out_activation_", None), getattr(estimator, "activation", None)
@@ -255,6 +281,12 @@ def to_sklearn(
     Raises:
       ValueError: scikit-learn has no such network; named.
       ImportError: scikit-learn is not installed.
+
+    >>> import funcnet
+    >>> params, x = funcnet.init(jax.random.key(0), (4, 8, 3)), np.ones((2, 4), np.float32)
+    >>> model = to_sklearn(params, classes=["cat", "dog", "owl"])
+    >>> bool(np.allclose(model.predict_proba(x), predict(params, x), atol=1e-6))
+    True
     """
     neural_network = import_extra("sklearn.neural_network")
     check_params(params)
@@ -311,6 +343,14 @@ def to_onnx(
       ImportError: onnx is not installed.
 
     Open Neural Network Exchange, operator set 20.
+
+    >>> import tempfile, funcnet, onnxruntime
+    >>> path, params = tempfile.mkdtemp() + "/network.onnx", funcnet.init(jax.random.key(0), (4, 8, 3))
+    >>> to_onnx(path, params)
+    >>> x = np.ones((2, 4), np.float32)
+    >>> (p,) = onnxruntime.InferenceSession(path).run(None, {"x": x})
+    >>> bool(np.allclose(p, predict(params, x), atol=1e-6))
+    True
     """
     onnx = import_extra("onnx", "exchange")
     helper, from_array = (
@@ -318,6 +358,7 @@ def to_onnx(
         import_extra("onnx.numpy_helper", "exchange").from_array,
     )
     check_params(params)
+    check_loss(loss)
     if loss not in SHIPPED:
         raise ValueError(f"loss is {loss.name}, expected one of {', '.join(known.name for known in SHIPPED)}")
     nodes, weights, last = [], [], "x"
@@ -378,7 +419,11 @@ def to_stablehlo(
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, finds either the old content or the new."""
+    """Write a file so that a reader, or a crash at any moment, finds either the old content or the new.
+
+    Raises:
+      OSError: the file cannot be written; what was there is left as it was.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")

@@ -44,7 +44,12 @@ def is_class_ids(y: Array) -> bool:
 
 
 def one_hot(y: Array, K: int, dtype: DTypeLike) -> Array:
-    """`(...) -> (..., K)`: class ids as targets; a row of NaN for an id outside `[0, K)`."""
+    """`(...) -> (..., K)`: class ids as targets; a row of NaN for an id outside `[0, K)`.
+
+    >>> one_hot(jnp.array([1, 2]), 2, jnp.float32)
+    Array([[ 0.,  1.],
+           [nan, nan]], dtype=float32)
+    """
     y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # an int8 could not count to K
     in_range = (y >= 0) & (y < K)
     return jnp.where(in_range[..., None], jax.nn.one_hot(y, K, dtype=dtype), jnp.nan)

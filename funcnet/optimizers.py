@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 Schedule = Callable[[Array], Array]  # step -> learning rate
-LearningRate = float | Array | Schedule
+LearningRate = float | Array | Schedule  # a number, a traced array, or a function of the step
 
 
 class Optimizer(NamedTuple):
@@ -69,6 +69,13 @@ def sgd(lr: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Opti
 
     Returns:
       The optimizer.
+
+    >>> optimizer = sgd(0.1, momentum=0.9)
+    >>> state = optimizer.init(jnp.array([0.0]))
+    >>> for _ in range(2):
+    ...     updates, state = optimizer.update(jnp.array([1.0]), state)
+    >>> updates, state.velocity  # -0.1 (0.9 + 1)
+    (Array([-0.19], dtype=float32), Array([1.9], dtype=float32))
     """
     plain = isinstance(momentum, (int, float)) and momentum == 0
 
@@ -109,6 +116,11 @@ def rmsprop(lr: LearningRate, decay: float = 0.9, eps: float = 1e-8) -> Optimize
 
     Returns:
       The optimizer.
+
+    >>> optimizer = rmsprop(0.1)
+    >>> updates, state = optimizer.update(jnp.array([2.0]), optimizer.init(jnp.array([0.0])))
+    >>> updates, state.square  # -0.1 * 2 / sqrt(0.4)
+    (Array([-0.31623], dtype=float32), Array([0.4], dtype=float32))
     """
 
     def init(params):
@@ -148,6 +160,11 @@ def adam(lr: LearningRate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 
     Returns:
       The optimizer.
+
+    >>> optimizer = adam(0.1)
+    >>> updates, state = optimizer.update(jnp.array([2.0, -0.02]), optimizer.init(jnp.zeros(2)))
+    >>> updates  # the first step is of length lr in every entry
+    Array([-0.1,  0.1], dtype=float32)
     """
     return adamw(lr, b1, b2, eps, weight_decay=0.0)
 
@@ -171,6 +188,11 @@ def adamw(
 
     Raises:
       ValueError: from `update`, if there is decay but no `params`.
+
+    >>> optimizer, params = adamw(0.1, weight_decay=0.5), jnp.array([2.0])
+    >>> updates, state = optimizer.update(jnp.array([1.0]), optimizer.init(params), params)
+    >>> updates  # -0.1 (1 + 0.5 * 2)
+    Array([-0.2], dtype=float32)
     """
     decays = not (isinstance(weight_decay, (int, float)) and weight_decay == 0)
 
@@ -216,6 +238,9 @@ def exponential(lr: float, *, decay_rate: float, decay_steps: int) -> Schedule:
     Returns:
       The schedule.
 
+    Raises:
+      ValueError: `decay_steps` is not positive.
+
     >>> round(float(exponential(0.1, decay_rate=0.5, decay_steps=100)(200)), 6)
     0.025
     """
@@ -236,6 +261,9 @@ def cosine(lr: float, *, total_steps: int, warmup_steps: int = 0, final_lr: floa
 
     Returns:
       The schedule.
+
+    Raises:
+      ValueError: `total_steps` is not more than `warmup_steps`.
 
     >>> schedule = cosine(1.0, total_steps=100, warmup_steps=20)
     >>> [round(float(schedule(step)), 6) for step in (0, 10, 20, 60, 100)]
@@ -268,6 +296,9 @@ def one_cycle(
 
     Returns:
       The schedule.
+
+    Raises:
+      ValueError: `total_steps` is not positive, or `warmup` not between 0 and 1.
 
     >>> schedule = one_cycle(1.0, total_steps=100, warmup=0.5)
     >>> [round(float(schedule(step)), 6) for step in (0, 25, 50, 100)]

@@ -37,6 +37,9 @@ def curves(history: Sequence[Mapping[str, float]]) -> Any:
 
     Returns:
       The figure.
+
+    >>> curves([{"train_loss": 0.5, "train_accuracy": 0.9}, {"train_loss": 0.2, "train_accuracy": 0.95}])
+    <Figure size 800x320 with 2 Axes>
     """
     sets = [name for name in ("train", "validation") if history and f"{name}_loss" in history[0]]
     figure = _figure(8, 3.2, "Learning curves: the gap between the two sets is overfitting")
@@ -62,6 +65,9 @@ def confusion_matrix(counts: ArrayLike) -> Any:
 
     Returns:
       The figure.
+
+    >>> confusion_matrix([[5, 1], [0, 4]])
+    <Figure size 640x600 with 1 Axes>
     """
     counts = np.asarray(counts)
     K = len(counts)
@@ -91,6 +97,14 @@ def worst_mistakes(x: ArrayLike, y: ArrayLike, p: ArrayLike, *, rows: int = 4, c
 
     Returns:
       The figure; each image is titled `true -> predicted` with the probability of either.
+
+    Raises:
+      ValueError: the images are not square.
+
+    >>> x, y, p = np.zeros((3, 64)), np.array([0, 1, 1]), np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
+    >>> figure = worst_mistakes(x, y, p, rows=1, columns=2)
+    >>> figure.axes[0].get_title().splitlines()
+    ['1→0', '2e-01 | 80%']
     """
     x, y, p = np.asarray(x), np.asarray(y), np.asarray(p)
     predicted = p.argmax(1)
@@ -114,6 +128,12 @@ def images(x: ArrayLike, titles: Sequence[str], *, title: str, rows: int = 4, co
 
     Returns:
       The figure.
+
+    Raises:
+      ValueError: the images are not square.
+
+    >>> images(np.zeros((3, 64)), ["a", "b", "c"], title="Three digits", rows=1, columns=3)
+    <Figure size 345x205 with 3 Axes>
     """
     figure = _figure(1.15 * columns, 1.45 * rows + 0.6, title)
     return _grid(figure, np.asarray(x), titles, rows, columns, "gray_r")
@@ -129,6 +149,13 @@ def first_layer_weights(W: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any
 
     Returns:
       The figure; blue is negative, red positive, white zero, one scale for all.
+
+    Raises:
+      ValueError: the images are not square.
+
+    >>> figure = first_layer_weights(np.eye(64)[:, :2] * [1, 3], rows=1, columns=2)
+    >>> [axes.get_title() for axes in figure.axes]
+    ['unit 1', 'unit 0']
     """
     W = np.asarray(W, dtype=np.float32)
     strongest = np.argsort(-np.linalg.norm(W, axis=0))[: rows * columns]
@@ -160,6 +187,9 @@ def lines(
 
     Returns:
       The figure.
+
+    >>> lines({"relu": [1, 0.5], "tanh": [1, 0.7]}, title="Signals", x_label="layer", y_label="rms")
+    <Figure size 640x360 with 1 Axes>
     """
     figure = _figure(6.4, 3.6, title)
     axes = figure.subplots()
@@ -187,6 +217,10 @@ def fit(x: ArrayLike, y: ArrayLike, curves: Mapping[str, ArrayLike], *, title: s
 
     Returns:
       The figure.
+
+    >>> x = np.linspace(0, 1, 5)
+    >>> fit(x, x**2, {"square": x**2}, title="A parabola")
+    <Figure size 640x360 with 1 Axes>
     """
     figure = _figure(6.4, 3.6, title)
     axes = figure.subplots()
@@ -216,6 +250,11 @@ def space(
 
     Returns:
       The figure.
+
+    >>> x, y = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1])
+    >>> turned = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    >>> space(lambda p: [("as it is", p), ("turned", p @ turned)], x, y, line=(np.array([1.0, 1.0]), 0.0))
+    <Figure size 620x350 with 2 Axes>
     """
     x, y = np.asarray(x), np.asarray(y)
     low, high = x.min(), x.max()
@@ -257,6 +296,10 @@ def decision_boundary(
 
     Returns:
       The figure.
+
+    >>> x, y = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1])
+    >>> decision_boundary(x, y, lambda points: points[:, 0] / 3 + 0.5, losses=[0.7, 0.5])
+    <Figure size 900x360 with 3 Axes>
     """
     x, y = np.asarray(x), np.asarray(y)
     figure = _figure(9, 3.6, "The loss falls at every step, until a bent line separates the two classes")

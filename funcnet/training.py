@@ -1,6 +1,7 @@
 """Training: an epoch as one pure function, for the caller to jit, donate, vmap or shard.
 
-    epoch = jax.jit(make_epoch(adam(1e-3), batch_size=128), donate_argnums=0)
+    optimizer = adam(1e-3)
+    epoch = jax.jit(make_epoch(optimizer, batch_size=128), donate_argnums=0)
     state = init_state(init(key, (784, 128, 10)), optimizer)
     state, metrics = epoch(state, key, x, y)
 
@@ -109,6 +110,13 @@ def shuffle(key: Array, n: int) -> Array:
 
     The index travels in the low bits of one random integer, so that the sort is of plain integers; rounds of it stack
     up random bits, as in a radix sort, until ties (which keep the order of the round before) no longer matter.
+
+    Args:
+      key: a JAX random key.
+      n: how many; static.
+
+    >>> jnp.sort(shuffle(jax.random.key(0), 5))
+    Array([0, 1, 2, 3, 4], dtype=int32)
     """
     index_bits = max(n - 1, 1).bit_length()
     random_bits = 32 - index_bits  # in each round
@@ -160,6 +168,15 @@ def make_step(
     Returns:
       `step(state, key, x, y, sample_weight=None) -> (state, metrics)`, pure and not yet jitted; the metrics are those
       of the parameters before the update.
+
+    >>> import funcnet
+    >>> optimizer = funcnet.sgd(0.1)
+    >>> step = jax.jit(make_step(optimizer), donate_argnums=0)
+    >>> state = init_state(funcnet.init(jax.random.key(0), (4, 3)), optimizer)
+    >>> for x, y in 2 * [(jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1]))]:
+    ...     state, metrics = step(state, jax.random.key(1), x, y)
+    >>> int(state.step)
+    2
     """
     transform = transform or scale_pixels
 
@@ -280,6 +297,13 @@ def first_nonfinite_step(
     Returns:
       `(i, state)`: the number of the step within the epoch, from 0, or `None` if every loss is finite; and the last
       state whose loss was finite, or the first one if none was.
+
+    >>> import funcnet
+    >>> step = make_step(funcnet.sgd(0.1))
+    >>> state = init_state(funcnet.init(jax.random.key(0), (4, 3)), funcnet.sgd(0.1))
+    >>> x, y = jnp.full((6, 4), jnp.nan), jnp.zeros(6, jnp.int32)
+    >>> first_nonfinite_step(step, state, jax.random.key(1), x, y, batch_size=2)[0]
+    0
     """
     step = jax.jit(step)
     batches = plan_batches(key, len(x), batch_size)
@@ -318,6 +342,13 @@ def outputs(
 
     Returns:
       `(N, K)`.
+
+    Raises:
+      ValueError: a batch size below 1, or what `forward` raises.
+
+    >>> import funcnet
+    >>> outputs(funcnet.init(jax.random.key(0), (4, 3)), np.zeros((2500, 4), np.uint8)).shape
+    (2500, 3)
     """
     _check_batch_size(batch_size)
     x = jnp.asarray(x)

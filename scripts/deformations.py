@@ -39,6 +39,8 @@ def main(
       out: the picture.
     """
     x, _ = datasets.load_mnist(data_dir).train
+    if not 0 <= index < len(x):
+        raise ValueError(f"--index is {index}, expected 0 to {len(x) - 1:,}")
     titles = ["as it is", *map(str, range(1, 41))]
     figure = plotting.images(
         deformations(x[index], amounts, seed=seed), titles, title="A digit and forty deformations", rows=4, columns=11
@@ -50,5 +52,5 @@ def main(
 if __name__ == "__main__":
     try:
         tyro.cli(main)
-    except (IndexError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"deformations: {error}")

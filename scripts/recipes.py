@@ -2,9 +2,10 @@
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -19,7 +20,7 @@ class Config:
     """Train a multilayer perceptron on MNIST, with a hand-written backward pass."""
 
     recipe: Literal["default", "plain", "dropout", "vat", "distort", "distort-large", "committee"] = "default"
-    """Where the other settings start from; see below."""
+    """Where the other settings start from; see above."""
     repeat: Path | None = None
     """The config.json of an earlier run, to start from that run's settings; only the run folder is new."""
     dataset: Literal["auto", "mnist", "digits"] = "auto"
@@ -88,28 +89,28 @@ _DISTORT = {
 RECIPES = {
     "default": Recipe("784-512-10 in a quarter of a minute", {}),
     "plain": Recipe(
-        "784-800-10 with weight decay and label smoothing; 1.6% in Simard, Steinkraus and Platt, 2003",
+        "784-800-10, weight decay, label smoothing (plain: 1.6% in Simard, Steinkraus and Platt, 2003)",
         {"hidden_sizes": (800,), "optimizer": "adamw", "weight_decay": 0.3, "label_smoothing": 0.1, "epochs": 40,
          "validation": 0},
     ),
     "dropout": Recipe(
-        "dropout and max-norm; 1.05% (three layers) and 0.95% (2 x 8192) in Srivastava et al., 2014",
+        "dropout and max-norm (1.05% with three layers, 0.95% with 2 x 8192 in Srivastava et al., 2014)",
         {"hidden_sizes": (1024, 1024), "dropout": 0.5, "input_dropout": 0.2, "max_norm": 3.0, "epochs": 100,
          "batch_size": 256, "validation": 0, "compute_dtype": "bfloat16"},
     ),
     "vat": Recipe(
-        "virtual adversarial training; 0.64% (784-1200-600-300-150-10) in Miyato et al., 2018",
+        "virtual adversarial training (0.64% with 784-1200-600-300-150-10 in Miyato et al., 2018)",
         {"hidden_sizes": (1000, 600, 300), "vat_radius": 2.1, "lr": 1e-3, "epochs": 60, "validation": 0},
     ),
     "distort": Recipe(
-        "fresh deformations in each epoch; 0.7% (784-800-10) in Simard, Steinkraus and Platt, 2003", _DISTORT
+        "fresh deformations in each epoch (0.7% with 784-800-10 in Simard, Steinkraus and Platt, 2003)", _DISTORT
     ),
     "distort-large": Recipe(
-        "twelve million parameters, for a GPU; 0.35% in Ciresan et al., 2010",
+        "twelve million parameters, for a GPU (0.35% in Ciresan et al., 2010)",
         _DISTORT | {"hidden_sizes": (2500, 2000, 1500, 1000, 500), "distortion": CIRESAN, "epochs": 800},
     ),
     "committee": Recipe(
-        "five of `distort` in one program; 0.31% with seven larger ones in Ciresan et al., 2011",
+        "five of `distort` in one program (0.31% with seven larger ones in Ciresan et al., 2011)",
         _DISTORT | {"committee": 5},
     ),
 }  # fmt: skip
@@ -125,7 +126,8 @@ def from_command_line(arguments: list[str] | None = None) -> Config:
         raise ValueError("--recipe and --repeat are both ways to start; give one of them")
     default = read(start.repeat) if start.repeat else Config(**RECIPES.get(start.recipe, RECIPES["default"]).settings)
     recipes = "\n\n".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
-    return tyro.cli(Config, args=arguments, default=default, description=f"{Config.__doc__}\n\nRecipes:\n\n{recipes}")
+    about = f"{Config.__doc__}\n\nRecipes, with what the literature has for its own settings:\n\n{recipes}"
+    return tyro.cli(Config, args=arguments, default=default, description=about)
 
 
 def as_json(config: Config) -> str:
@@ -144,19 +146,34 @@ def read(path: Path) -> Config:
         settings = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not the configuration of a run: {error}") from error
-    known = {field.name for field in fields(Config)}
-    if not isinstance(settings, dict) or not settings.keys() <= known:
-        unknown = sorted(settings.keys() - known) if isinstance(settings, dict) else type(settings).__name__
-        raise ValueError(f"{path}: not the configuration of a run: {unknown} is unknown")
+    hints = get_type_hints(Config)
+    if not isinstance(settings, dict) or settings.keys() != hints.keys():
+        odd = sorted(settings.keys() ^ hints.keys()) if isinstance(settings, dict) else type(settings).__name__
+        raise ValueError(f"{path}: not the configuration of a run of this version: {odd} unknown or missing")
+    for name, value in settings.items():
+        if not _fits(value, hints[name]):
+            hint = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name])
+            raise ValueError(f"{path}: {name} is {value!r}, expected {hint.replace('typing.', '')}")
     settings |= {"run_dir": None, "repeat": path}
-    try:
-        settings["hidden_sizes"] = tuple(settings["hidden_sizes"])
-        settings["distortion"] = Distortion(**settings["distortion"])
-        if settings["data_dir"] is not None:
-            settings["data_dir"] = Path(settings["data_dir"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the configuration of a run: {error!r}") from error
+    settings["hidden_sizes"] = tuple(settings["hidden_sizes"])
+    settings["distortion"] = Distortion(**settings["distortion"])
+    settings["data_dir"] = settings["data_dir"] and Path(settings["data_dir"])
     return Config(**settings)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether JSON has kept a value of this type."""
+    if hint is Distortion:
+        amounts = value if isinstance(value, dict) else {}
+        return amounts.keys() == {*hint._fields} and all(_fits(amount, float) for amount in amounts.values())
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(_fits(v, int) for v in value)
+    kinds: dict[Any, Any] = {float: (int, float), Path: str}
+    return isinstance(value, kinds.get(hint, hint)) and not isinstance(value, bool)
 
 
 def check(config: Config) -> None:

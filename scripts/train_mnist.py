@@ -91,6 +91,8 @@ def train(config: Config) -> Result:
     p = np.asarray(softmax_cross_entropy.predict(program.logits(params, x_test)))
     confusion = np.zeros((K, K), int)
     np.add.at(confusion, (y_test, p.argmax(1)), 1)
+    final = {"scores": scores, "seconds": seconds, "device": jax.devices()[0].device_kind, "interrupted": interrupted}
+    write_json(run_dir / SCORES, final)
     result = Result(params, history, scores, confusion, seconds, run_dir, interrupted)
     draw(result, x_test, y_test, p, config.committee)
     return result
@@ -241,7 +243,7 @@ def make_masks(config: Config) -> training.MakeMasks | None:
     return partial(dropout_masks, rate=config.dropout, input_rate=config.input_dropout)
 
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, SCORES = "weights.safetensors", "scores.json"
 
 
 def check_free(run_dir: Path) -> None:
@@ -265,6 +267,11 @@ def make_run_dir(config: Config, name: str) -> Path:
 def write_metrics(run_dir: Path, history: list[dict[str, float]]) -> None:
     """A line for each epoch."""
     io.write_atomically(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history).encode())
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A small file, whole or not at all."""
+    io.write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def save_weights(params: Params, config: Config, run_dir: Path) -> None:

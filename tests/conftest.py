@@ -43,8 +43,9 @@ def mnist():
 
 
 def pytest_collection_modifyitems(items):
-    """PyTorch is no part of the extra `test`: its wheels are large. In CI it is there."""
-    if importlib.util.find_spec("torch") is None and not os.environ.get("CI"):
-        for item in items:
-            if isinstance(item, pytest.DoctestItem) and "torch" in item.name:
-                item.add_marker(pytest.mark.skip(reason="needs the extra `exchange`"))
+    """PyTorch and ONNX are no part of the extra `test`: their wheels are large. In CI they are there."""
+    for package in ("torch", "onnx"):
+        if importlib.util.find_spec(package) is None and not os.environ.get("CI"):
+            for item in items:
+                if isinstance(item, pytest.DoctestItem) and package in item.name:
+                    item.add_marker(pytest.mark.skip(reason="needs the extra `exchange`"))

@@ -60,10 +60,12 @@ def test_the_notebook_runs():
         run([re.sub(r"^%.*$", "", cell, flags=re.MULTILINE) for cell in code], "quickstart.ipynb")
 
 
-def test_a_missing_section_or_function_stops_the_build(hooks):
+def test_a_wrong_marker_stops_the_build(hooks):
     for line, message in (
         ("{{ readme: No such heading }}", "no section 'No such heading'"),
-        ("{{ sauce: funcnet.mlp.init }}", "expected readme, changelog or source"),
+        ("{{ sauce: funcnet.mlp.init }}", "expected readme, changelog, source or line"),
+        ("  {{readme}}", "no section ''"),
+        ("{{ line: funcnet.mlp.backward: no such }}", "not enough values"),
     ):
         with pytest.raises(ValueError, match=message):
             hooks.on_page_markdown(line)

@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import recipes
+import results
 import train_mnist
 from recipes import RECIPES, Config, check, from_command_line
 from train_mnist import train
@@ -21,8 +23,12 @@ from funcnet import io, training
 from funcnet.distortions import Distortion
 
 SCRIPT = Path(train_mnist.__file__)
-FILES = {"config.json", "confusion.png", "curves.png", "metrics.jsonl", "mistakes.png", "weights.png",
+FILES = {"config.json", "confusion.png", "curves.png", "metrics.jsonl", "mistakes.png", "scores.json", "weights.png",
          "weights.safetensors"}  # fmt: skip
+
+
+def with_setting(name, value):
+    return json.dumps(json.loads(recipes.as_json(Config())) | {name: value})
 
 
 def digits(tmp_path, **settings):
@@ -44,6 +50,7 @@ def run(*arguments, cwd, **environment):
 def test_a_run_leaves_everything_behind(tmp_path):
     result = train(digits(tmp_path, epochs=20, lr=1e-2))
     assert {path.name for path in result.run_dir.iterdir()} == FILES
+    assert json.loads((result.run_dir / "scores.json").read_text())["scores"] == result.scores
     rows = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.history
     assert [row["epoch"] for row in rows] == list(range(1, 21))
@@ -157,10 +164,13 @@ def test_every_recipe_runs(name, tmp_path):
     ("text", "message"),
     [
         ("not json", "not the configuration of a run: Expecting value"),
-        ("[1]", "not the configuration of a run: list is unknown"),
-        ('{"epochs": 3, "epoch": 3}', r"\['epoch'\] is unknown"),
-        ('{"epochs": 3}', "not the configuration of a run: KeyError"),
-        ('{"hidden_sizes": [3], "distortion": {"wobble": 1}}', "wobble"),
+        ("[1]", "of a run of this version: list unknown or missing"),
+        ('{"epochs": 3, "epoch": 3}', r"\['activation', 'average', .*'epoch', .* unknown or missing"),
+        (with_setting("epochs", "many"), "epochs is 'many', expected int"),
+        (with_setting("lr", True), "lr is True, expected float"),
+        (with_setting("optimizer", "lion"), "optimizer is 'lion', expected .*'adamw', 'rmsprop', 'sgd'"),
+        (with_setting("hidden_sizes", [3, "4"]), r"hidden_sizes is \[3, '4'\], expected tuple"),
+        (with_setting("distortion", {"wobble": 1}), "distortion is {'wobble': 1}, expected Distortion"),
         ("\udcff", "not the configuration of a run"),
     ],
 )
@@ -170,6 +180,30 @@ def test_a_file_that_is_no_config_is_refused(text, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         from_command_line(["--repeat", str(path)])
     assert str(path) in str(caught.value)
+
+
+def test_results_are_means_over_the_seeds_of_a_setting(tmp_path):
+    """Against NumPy; runs that differ in more than their seed are rows of their own."""
+    runs = []
+    for seed, epochs in ((0, 2), (1, 2), (2, 2), (0, 1)):
+        config = digits(tmp_path, seed=seed, epochs=epochs, hidden_sizes=(16,), run_dir=tmp_path / f"{seed}-{epochs}")
+        runs.append(train(config))
+    lines = results.table([run.run_dir for run in runs]).splitlines()
+    errors = [100 * (1 - run.scores["test"]["accuracy"]) for run in runs]
+    assert len(lines) == 4
+    assert f"{np.mean(errors[:3]):.2f} ± {np.std(errors[:3], ddof=1):.2f}% (3)" in lines[2]
+    assert f"{errors[3]:.2f}% (1)" in lines[3]
+    assert "| default | 64-16-10 | 1,210 | 2 |" in lines[2]
+
+
+def test_what_is_no_whole_run_is_no_result(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        results.table([tmp_path])
+    run = train(digits(tmp_path))
+    scores = json.loads((run.run_dir / "scores.json").read_text())
+    (run.run_dir / "scores.json").write_text(json.dumps(scores | {"interrupted": True}))
+    with pytest.raises(ValueError, match="was interrupted"):
+        results.table([run.run_dir])
 
 
 def test_no_epoch_is_the_network_as_drawn(tmp_path):

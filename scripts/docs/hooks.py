@@ -1,8 +1,9 @@
 """What the documentation takes from elsewhere in the repository, so that nothing is said twice, and its formulas.
 
-In a page, a line `{{ readme: Heading }}` stands for that section of README.md, `{{ changelog }}` for CHANGELOG.md, and
-`{{ source: funcnet.mlp.backward_sweep }}` for the source of that function. LaTeX becomes MathML, which browsers draw
-by themselves. Imports of extras are inside the functions: the tests read pages without them.
+In a page, a line `{{ readme: Heading }}` stands for that section of README.md, `{{ changelog: }}` for CHANGELOG.md,
+`{{ source: funcnet.mlp.backward_sweep }}` for the source of that function, and `{{ line: FUNCTION: START }}` for its
+line that starts so. LaTeX becomes MathML, which browsers draw by themselves. Extras are
+imported inside the functions: the tests read the pages without them.
 """
 
 import html
@@ -25,7 +26,7 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, **_):
     """Put in what the lines in braces stand for."""
-    return re.sub(r"^\{\{ (\w+)(?:: (.+?))? \}\}$", lambda match: _taken(*match.groups()), markdown, flags=re.MULTILINE)
+    return re.sub(r"^[ \t]*\{\{.*$", lambda match: _taken(match[0]), markdown, flags=re.MULTILINE)
 
 
 def on_page_content(content, page, **_):
@@ -41,19 +42,28 @@ def on_page_content(content, page, **_):
 def _mathml(latex, display):
     from latex2mathml.converter import convert
 
-    return convert(html.unescape(latex), display=display)
+    formula = convert(html.unescape(latex), display=display)
+    return f'<div class="formula">{formula}</div>' if display == "block" else formula
 
 
-def _taken(kind, name):
+def _taken(line):
+    kind, _, name = line.strip().removeprefix("{{").removesuffix("}}").strip().partition(":")
     if kind == "readme":
-        return section((ROOT / "README.md").read_text(), name)
+        return section((ROOT / "README.md").read_text(), name.strip())
     if kind == "changelog":
         return (ROOT / "CHANGELOG.md").read_text().split("\n", 1)[1]
     if kind == "source":
-        module, _, function = name.rpartition(".")
-        source = inspect.getsource(getattr(importlib.import_module(module), function))
-        return f"```py\n{source}```"  # not `python`: the tests run what is
-    raise ValueError(f"{{{{ {kind}: {name} }}}}: expected readme, changelog or source")
+        return f"```py\n{_source(name.strip())}```"  # not `python`: the tests run what is
+    if kind == "line":
+        function, _, start = (part.strip() for part in name.partition(":"))
+        (found,) = [text.strip() for text in _source(function).splitlines() if text.strip().startswith(start)]
+        return f"```py\n{found}\n```"
+    raise ValueError(f"{line!r}: expected readme, changelog, source or line, and a colon")
+
+
+def _source(name):
+    module, _, function = name.rpartition(".")
+    return inspect.getsource(getattr(importlib.import_module(module), function))
 
 
 def section(readme, heading):

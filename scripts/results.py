@@ -1,0 +1,69 @@
+"""The table of results: runs of `train_mnist.py`, their test errors averaged over seeds.
+
+python scripts/results.py runs/distort-0 runs/distort-1 runs/distort-2
+"""
+
+import json
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import tyro
+from recipes import Config, read
+
+from funcnet import count_parameters, io
+from funcnet.mlp import Params
+
+
+def table(run_dirs: list[Path]) -> str:
+    """A row for each setting, whatever its seeds, in Markdown."""
+    runs: dict[Config, list[Path]] = {}
+    for run_dir in run_dirs:
+        setting = replace(read(run_dir / "config.json"), seed=0, repeat=None, data_dir=None)
+        runs.setdefault(setting, []).append(run_dir)
+    lines = ["| recipe | network | parameters | epochs | time | test error, mean ± sd (seeds) |", "|" + " --- |" * 6]
+    return "\n".join([*lines, *(row(config, folders) for config, folders in runs.items())])
+
+
+def row(config: Config, run_dirs: list[Path]) -> str:
+    """One setting: its network, what it takes, and its test error over the seeds."""
+    finals = [final(run_dir) for run_dir in run_dirs]
+    errors = [100 * (1 - end["scores"]["test"]["accuracy"]) for end in finals]
+    spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+    minutes = statistics.mean(sum(end["seconds"].values()) for end in finals) / 60
+    params = network(run_dirs[0])
+    times = f"{config.committee} x " if config.committee > 1 else ""
+    widths = "-".join(map(str, (len(params[0][0]), *(len(b) for _, b in params))))
+    cells = [config.recipe, times + widths, f"{times}{count_parameters(params):,}", config.epochs, f"{minutes:.1f} min",
+             f"{statistics.mean(errors):.2f}{spread}% ({len(errors)})"]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def final(run_dir: Path) -> dict:
+    """The scores and the time of a run that went to its end."""
+    end = json.loads((run_dir / "scores.json").read_text())
+    if end["interrupted"]:
+        raise ValueError(f"{run_dir} was interrupted")
+    return end
+
+
+def network(run_dir: Path) -> Params:
+    """The weights of a run, or of the first of its committee."""
+    return io.load_params(sorted(run_dir.glob("weights*.safetensors"))[0])
+
+
+def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Print the table of results.
+
+    Args:
+      runs: run folders of `train_mnist.py`.
+    """
+    print(table(list(runs)))
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except (IndexError, KeyError, OSError, ValueError) as error:
+        sys.exit(f"results: {error}")
