@@ -47,6 +47,13 @@ def standard_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.f
 def uniform(low: float, high: float) -> Initializer:
     """Uniform on `[low, high)`.
 
+    Args:
+      low: finite.
+      high: finite, above `low`.
+
+    Returns:
+      An initializer; one for each pair of bounds, so that it is one static value.
+
     Raises:
       ValueError: the bounds are not finite numbers with `low < high`.
 

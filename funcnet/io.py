@@ -246,6 +246,12 @@ def sklearn_settings(estimator: Any) -> dict[str, Any]:
 
     For two classes scikit-learn has one output, the probability of the second class.
 
+    Args:
+      estimator: a fitted `MLPClassifier` or `MLPRegressor`.
+
+    Returns:
+      `{"hidden": an Activation, "loss": a Loss}`.
+
     Raises:
       ValueError: it is no such estimator, or one that predicts otherwise (a Poisson regression).
 

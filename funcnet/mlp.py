@@ -128,6 +128,9 @@ def forward_trace(
 ) -> Trace:
     """Everything on the way to the output: all `z_l` and all `a_l`. Arguments and errors as in `forward`.
 
+    Returns:
+      A `Trace`, `L` pre-activations and `L + 1` activations.
+
     >>> trace = forward_trace(init(jax.random.key(0), (4, 8, 3)), jnp.ones((5, 4)))
     >>> [z.shape for z in trace.pre_activations], [a.shape for a in trace.activations]
     ([(5, 8), (5, 3)], [(5, 4), (5, 8), (5, 3)])
@@ -148,6 +151,9 @@ def predict(
     """What the loss makes of the output: probabilities `(..., K)`, or the values themselves for regression.
 
     Arguments and errors as in `forward`, and `loss`, static: a `Loss`.
+
+    Returns:
+      `(..., K)`, in the parameters' dtype but float32 at least.
 
     >>> predict(init(jax.random.key(0), (4, 3), weights=zeros), jnp.ones(4))
     Array([0.33333, 0.33333, 0.33333], dtype=float32)
@@ -253,6 +259,9 @@ def value_and_backward(
     """`objective` and `backward` in one pass, as `jax.value_and_grad` gives them.
 
     Args and errors as in `objective`.
+
+    Returns:
+      The scalar, and the tree of `params`.
 
     >>> params = init(jax.random.key(0), (4, 3), weights=zeros)
     >>> value, grads = value_and_backward(params, jnp.ones((2, 4)), jnp.array([0, 2]))

@@ -50,6 +50,13 @@ class Metrics(NamedTuple):
 def init_state(params: Params, optimizer: Optimizer) -> TrainState:
     """The state before the first step.
 
+    Args:
+      params: the network.
+      optimizer: an `Optimizer`, or any optax transformation.
+
+    Returns:
+      A `TrainState` at step 0.
+
     >>> import funcnet
     >>> state = init_state(funcnet.init(jax.random.key(0), (4, 3)), funcnet.optimizers.sgd(0.1))
     >>> int(state.step)

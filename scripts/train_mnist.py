@@ -179,7 +179,7 @@ def find_fault(config, program, state, key, data) -> tuple[int | None, training.
         return replay(state, key, *data)
     keys = jax.random.split(key, config.committee)
     steps = [replay(member, k, *data)[0] for member, k in zip(members(state, config.committee), keys, strict=True)]
-    return min(at for at in steps if at is not None), state
+    return min((at for at in steps if at is not None), default=None), state
 
 
 def evaluate(program: Program, params: Params, data: tuple[Array, Array]) -> dict[str, float]:

@@ -43,7 +43,7 @@ def test_max_norm_shortens_columns_and_nothing_else(optimizer, data):
         norms = np.linalg.norm(W_free, axis=0)
         np.testing.assert_allclose(np.linalg.norm(W, axis=0), np.minimum(norms, limit), rtol=1e-5)
         np.testing.assert_allclose(W, np.asarray(W_free) * np.minimum(1, limit / norms), rtol=1e-4, atol=1e-6)
-        np.testing.assert_array_equal(b, b_free)
+        np.testing.assert_allclose(b, b_free, rtol=1e-6)  # one is jitted, the other is not
         shortened += (norms > limit).sum()
     assert 0 < shortened < 13  # some are within, some are not
     at_rest = regularizers.max_norm(sgd(0.0), limit)
@@ -66,7 +66,7 @@ def test_the_average_is_the_recursion_s_and_the_run_the_same(data):
     for mean, want in zip(jax.tree.leaves(state.average), expected, strict=True):
         np.testing.assert_allclose(mean, want, rtol=1e-5, atol=1e-6)
     for p, q in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(p, q, rtol=1e-6)  # on jax 0.7.0 not always the same bits from call to call
+        np.testing.assert_array_equal(p, q)
 
 
 def test_wrapped_optimizers_nest_and_vmap(data):
@@ -89,7 +89,7 @@ def test_wrapped_optimizers_nest_and_vmap(data):
 def test_the_average_can_be_donated(data):
     """A state that held one buffer twice could not be."""
     optimizer = regularizers.averaged(sgd(0.1), 0.9)
-    state = training.init_state(oracle.network(0, SIZES, np.float32), optimizer)
+    state = training.init_state(funcnet.init(jax.random.key(0), SIZES), optimizer)  # arrays of JAX: no copy on the way
     epoch = jax.jit(training.make_epoch(optimizer, batch_size=3), donate_argnums=0)
     for _ in range(2):
         state, _ = epoch(state, jax.random.key(0), *map(jnp.asarray, data))
