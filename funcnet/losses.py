@@ -39,7 +39,11 @@ class Loss(NamedTuple):
 
 
 def is_class_ids(y: Array) -> bool:
-    """Whether targets are class ids, of an integer dtype, rather than values, of a floating one."""
+    """Whether targets are class ids, of an integer dtype, rather than values, of a floating one.
+
+    >>> is_class_ids(jnp.array([0, 2])), is_class_ids(jnp.array([0.0, 1.0]))
+    (True, False)
+    """
     return jnp.issubdtype(y.dtype, jnp.integer)
 
 
