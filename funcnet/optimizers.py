@@ -84,7 +84,7 @@ def sgd(lr: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Opti
 
     def update(grads, state, params=None):
         del params
-        grads = jax.tree.map(_wide, grads)
+        grads = jax.tree.map(wide, grads)
         if plain:
             return _scaled(grads, lr, state.step), SgdState(state.step + 1, None)
         velocity = jax.tree.map(lambda v, g: _like(momentum, v) * v + g, state.velocity, grads)
@@ -128,7 +128,7 @@ def rmsprop(lr: LearningRate, decay: float = 0.9, eps: float = 1e-8) -> Optimize
 
     def update(grads, state, params=None):
         del params
-        grads = jax.tree.map(_wide, grads)
+        grads = jax.tree.map(wide, grads)
         square = jax.tree.map(lambda s, g: decay * s + (1 - decay) * g * g, state.square, grads)
         direction = jax.tree.map(lambda g, s: g * jax.lax.rsqrt(s + eps), grads, square)
         return _scaled(direction, lr, state.step), RmspropState(state.step + 1, square)
@@ -201,7 +201,7 @@ def adamw(
 
     def update(grads, state, params=None):
         t = _float(state.step + 1)
-        grads = jax.tree.map(_wide, grads)
+        grads = jax.tree.map(wide, grads)
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, grads)
         square = jax.tree.map(lambda s, g: b2 * s + (1 - b2) * g * g, state.square, grads)
 
@@ -338,10 +338,15 @@ def _zero_steps():
 
 def _zeros_like(params):
     """Running means are kept in float32 at least: in bfloat16 0.999 is 1, in float16 1e-8 is 0."""
-    return jax.tree.map(lambda p: jnp.zeros_like(_wide(p)), params)
+    return jax.tree.map(lambda p: jnp.zeros_like(wide(p)), params)
 
 
-def _wide(leaf):
+def wide(leaf: Array) -> Array:
+    """A leaf in the dtype that running means are kept in: float32 at least.
+
+    >>> wide(jnp.ones(2, jnp.bfloat16))
+    Array([1., 1.], dtype=float32)
+    """
     return leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
 
 

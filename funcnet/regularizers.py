@@ -14,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 from funcnet.activations import Activation, identity, relu
 from funcnet.losses import Loss, is_class_ids, one_hot, softmax_cross_entropy
 from funcnet.mlp import Hidden, Params, predict
-from funcnet.optimizers import Optimizer, apply_updates
+from funcnet.optimizers import Optimizer, apply_updates, wide
 from funcnet.per_sample import input_backward
 from funcnet.validation import check_params
 
@@ -146,13 +146,13 @@ def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
     """
 
     def init(params):
-        average = jax.tree.map(lambda p: jnp.copy(_wide(p)), params)  # buffers of its own: the state may be donated
+        average = jax.tree.map(lambda p: jnp.copy(wide(p)), params)  # buffers of its own: the state may be donated
         return AveragedState(optimizer.init(params), average)
 
     def update(grads, state, params):
         updates, inner = optimizer.update(grads, state.inner, params)
         new = apply_updates(params, updates)
-        average = jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * _wide(p), state.average, new)
+        average = jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * wide(p), state.average, new)
         return updates, AveragedState(inner, average)
 
     return Optimizer(init, update)
@@ -217,7 +217,3 @@ def _unit(d):
     """Each row over its norm; a row of zeros, which leads nowhere, stays."""
     norm = jnp.linalg.norm(d, axis=-1, keepdims=True)
     return d / jnp.where(norm > 0, norm, 1)
-
-
-def _wide(leaf):
-    return leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
