@@ -169,6 +169,7 @@ def make_step(
     output: Activation = identity,
     loss: Loss = softmax_cross_entropy,
     compute_dtype: DTypeLike | None = None,
+    accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """One update from one batch, for loops that bring their own data. Arguments as in `make_epoch`.
 
@@ -187,23 +188,72 @@ def make_step(
     """
     transform = transform or scale_pixels
 
-    def step(state, key, x, y, sample_weight=None):
+    def one_pass(params, key, x, y, sample_weight=None):
         transform_key, masks_key, augment_key = jax.random.split(key, 3)
         x = transform(transform_key, x)
         if augment:
             statics = {"hidden": hidden, "output": output, "loss": loss, "compute_dtype": compute_dtype}
-            x, y, sample_weight = augment(augment_key, state.params, x, y, sample_weight, **statics)
-        drawn = masks and masks(masks_key, state.params, x.shape[:-1])
+            x, y, sample_weight = augment(augment_key, params, x, y, sample_weight, **statics)
+        drawn = masks and masks(masks_key, params, x.shape[:-1])
         network = {"hidden": hidden, "output": output, "masks": drawn, "compute_dtype": compute_dtype}
-        value, grads = value_and_gradient(state.params, x, y, loss=loss, sample_weight=sample_weight, **network)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        value, grads = value_and_gradient(params, x, y, loss=loss, sample_weight=sample_weight, **network)
 
         # The same forward pass as in the gradient: in one program, XLA computes it once.
-        correct = is_correct(forward(state.params, x, **network), y).astype(value.dtype)
-        accuracy = jnp.average(correct, weights=sample_weight)
-        return TrainState(apply_updates(state.params, updates), opt_state, state.step + 1), Metrics(value, accuracy)
+        correct = is_correct(forward(params, x, **network), y).astype(value.dtype)
+        return grads, Metrics(value, jnp.average(correct, weights=sample_weight))
+
+    passes = one_pass if accumulate == 1 else accumulated(one_pass, accumulate)
+
+    def step(state, key, x, y, sample_weight=None):
+        grads, metrics = passes(state.params, key, x, y, sample_weight)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return TrainState(apply_updates(state.params, updates), opt_state, state.step + 1), metrics
 
     return step
+
+
+def accumulated(one_pass: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """The means that `one_pass` takes over a batch, in the memory of a part of it: one part after the other.
+
+    The mean over a batch is the mean of those over its parts, each weighed by its share of the sample weights. What is
+    drawn at random is drawn for each part from a key of its own.
+
+    Args:
+      one_pass: `(params, key, x, y, sample_weight) -> ` a tree of means over the samples.
+      parts: how many; the size of a batch is a multiple of it.
+
+    Returns:
+      A function of the same arguments and, to rounding, with the same result.
+
+    Raises:
+      ValueError: from the function, a batch that cannot be cut into parts of one size.
+
+    >>> mean = accumulated(lambda params, key, x, y, w: jnp.average(x, weights=w), 2)
+    >>> mean(None, jax.random.key(0), jnp.arange(4.0), jnp.zeros(4), jnp.array([1.0, 1.0, 1.0, 0.0]))
+    Array(1., dtype=float32)
+    """
+
+    def all_parts(params, key, x, y, sample_weight=None):
+        if len(x) % parts:
+            raise ValueError(f"a batch is of {len(x)} samples, expected a multiple of {parts}: it is cut into so many")
+        weights = jnp.ones(len(x), jnp.float32) if sample_weight is None else sample_weight
+
+        def cut(a):  # every so-manieth sample: of a batch that lies over many devices, no sample moves to another
+            return jnp.swapaxes(a.reshape(-1, parts, *a.shape[1:]), 0, 1)
+
+        def add(total, part):
+            key, x, y, w = part
+            share = w.sum() / weights.sum()
+            w = jnp.where(w.sum() > 0, w, 1)  # a part without weight would be 0 / 0
+            mean = one_pass(params, key, x, y, w)
+            return jax.tree.map(lambda t, m: t + share.astype(m.dtype) * m, total, mean), None
+
+        rows = jax.random.split(key, parts), cut(x), cut(y), cut(weights)
+        first = jax.tree.map(lambda a: a[0], rows)
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(one_pass, params, *first))
+        return jax.lax.scan(add, nothing, rows)[0]
+
+    return all_parts
 
 
 def make_epoch(
@@ -218,6 +268,7 @@ def make_epoch(
     output: Activation = identity,
     loss: Loss = softmax_cross_entropy,
     compute_dtype: DTypeLike | None = None,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
     """A whole epoch as one pure function, `epoch(state, key, x, y) -> (state, metrics)`.
 
@@ -234,6 +285,7 @@ def make_epoch(
       output: as in `forward`.
       loss: as in `objective`.
       compute_dtype: as in `forward`.
+      accumulate: cut each batch into so many parts, gone through one by one in the memory of one; see `accumulated`.
 
     Returns:
       The epoch: `state` a `TrainState`, `key` a JAX random key, `x` `(N, ...)`, `y` `(N,)` or `(N, K)`, both of them
@@ -263,21 +315,71 @@ def make_epoch(
         output=output,
         loss=loss,
         compute_dtype=compute_dtype,
+        accumulate=accumulate,
     )
 
     def epoch(state, key, x, y):
         n = _count_samples(state.params, x, y, loss)
         x, y = jnp.asarray(x), jnp.asarray(y)
 
-        def scan_step(state, batch):
-            state, metrics = step(state, batch.keys, _take(x, batch.indices), _take(y, batch.indices), batch.weights)
-            samples = batch_size if batch.weights is None else batch.weights.sum()
-            return state, jax.tree.map(lambda mean: mean * samples / n, metrics)
+        def of_batch(state, batch):
+            return step(state, batch.keys, _take(x, batch.indices), _take(y, batch.indices), batch.weights)
 
-        state, parts = jax.lax.scan(scan_step, state, plan_batches(key, n, batch_size))
-        return state, jax.tree.map(jnp.sum, parts)
+        return _scan(of_batch, n, state, plan_batches(key, n, batch_size))
 
     return epoch
+
+
+def make_dealt_epoch(
+    step: Callable[..., tuple[TrainState, Metrics]], *, samples: int
+) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
+    """An epoch over batches that are already laid out, by `sharding.deal`: nothing is looked up on the device.
+
+    Args:
+      step: from `make_step`.
+      samples: how many there are in the epoch; the last batch may be filled up.
+
+    Returns:
+      `epoch(state, key, x, y) -> (state, metrics)`, like that of `make_epoch` with the same key, but for `x` `(S, B,
+      ...)` and `y` `(S, B)` or `(S, B, K)`.
+
+    Raises:
+      ValueError: from the epoch, another number of batches than `samples` make.
+
+    >>> import funcnet
+    >>> optimizer = funcnet.sgd(0.1)
+    >>> epoch = jax.jit(make_dealt_epoch(make_step(optimizer), samples=5))
+    >>> state = init_state(funcnet.init(jax.random.key(0), (4, 3)), optimizer)
+    >>> state, metrics = epoch(state, jax.random.key(1), jnp.ones((3, 2, 4)), jnp.zeros((3, 2), jnp.int32))
+    >>> int(state.step)
+    3
+    """
+
+    def epoch(state, key, x, y):
+        steps, batch_size = y.shape[:2]
+        if steps != -(-samples // batch_size) or x.shape[:2] != y.shape[:2]:
+            raise ValueError(f"x is {x.shape} and y {y.shape}, expected {-(-samples // batch_size)} batches of "
+                             f"{batch_size} in both, for {samples} samples")  # fmt: skip
+
+        def of_batch(state, batch, x, y):
+            return step(state, batch.keys, x, y, batch.weights)
+
+        return _scan(of_batch, samples, state, plan_batches(key, samples, batch_size), x, y)
+
+    return epoch
+
+
+def _scan(step, n, state, plan, *data) -> tuple[TrainState, Metrics]:
+    """A step for each row of the plan and of the data; the metrics are means over all `n` samples."""
+
+    def counted(state, row):
+        batch, *rest = row
+        state, metrics = step(state, batch, *rest)
+        samples = len(batch.indices) if batch.weights is None else batch.weights.sum()
+        return state, jax.tree.map(lambda mean: mean * samples / n, metrics)
+
+    state, parts = jax.lax.scan(counted, state, (plan, *data))
+    return state, jax.tree.map(jnp.sum, parts)
 
 
 def first_nonfinite_step(

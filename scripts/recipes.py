@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -43,6 +43,10 @@ class Config:
     """How far virtual adversarial training moves each image; 0 is none of it."""
     distortion: Distortion = NO_DISTORTION
     """How much each image is deformed, anew in each epoch."""
+    soft_finish: float = 0.0
+    """The last part of the epochs, in which images are deformed half as much."""
+    views: int = 1
+    """Test-time averaging: score also the mean of so many views of each image, deformed half as much; 1 is none of it."""
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     """Update rule."""
     lr: float = 2e-3
@@ -63,8 +67,26 @@ class Config:
     """Networks trained side by side in one program, whose probabilities are averaged."""
     validation: int | None = None
     """Training images held out, to watch while training; by default a twelfth (5,000 of MNIST)."""
+    test: bool = True
+    """Look at the test set, once, at the end; not while settings are being chosen (--no-test)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the inputs of matrix products."""
+    accumulate: int = 1
+    """Parts of each batch, gone through one by one in the memory of one."""
+    mesh: str = ""
+    """How devices share the work, such as `data=4,model=2`; by default one device does it all."""
+    coordinator: str | None = None
+    """For several processes: `host:port` of the first, the same for all, or `auto` where a cluster tells JAX."""
+    processes: int | None = None
+    """With --coordinator host:port: how many processes there are."""
+    process: int | None = None
+    """With --coordinator host:port: which of them this one is, from 0."""
+    checkpoint_every: float = 30.0
+    """Seconds between two checkpoints, which are taken at the end of an epoch; 0 is after every epoch."""
+    keep: int = 3
+    """How many checkpoints stay."""
+    resume: Path | None = None
+    """The folder of a run that ended early, to go on with from its last sound checkpoint; give no other settings."""
     seed: int = 0
     """Decides everything random: same seed and same device, same weights."""
     run_dir: Path | None = None
@@ -81,6 +103,8 @@ class Recipe(NamedTuple):
 _DISTORT = {
     "hidden_sizes": (1000, 500),
     "distortion": Distortion(rotation=12.0, shear=12.0, scale=0.12, shift=1.0, alpha=36.0, sigma=5.0),
+    "soft_finish": 0.15,
+    "views": 32,
     "batch_size": 256,
     "epochs": 220,
     "validation": 0,
@@ -121,10 +145,16 @@ def from_command_line(arguments: list[str] | None = None) -> Config:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="default")
     first.add_argument("--repeat", type=Path)
+    first.add_argument("--resume", type=Path)
     start, _ = first.parse_known_args(arguments)
-    if start.repeat and start.recipe != "default":
-        raise ValueError("--recipe and --repeat are both ways to start; give one of them")
-    default = read(start.repeat) if start.repeat else Config(**RECIPES.get(start.recipe, RECIPES["default"]).settings)
+    if (start.recipe != "default") + bool(start.repeat) + bool(start.resume) > 1:
+        raise ValueError("--recipe, --repeat and --resume are ways to start; give one of them")
+    if start.resume:
+        default = saved(start.resume)
+    else:
+        default = (
+            read(start.repeat) if start.repeat else Config(**RECIPES.get(start.recipe, RECIPES["default"]).settings)
+        )
     recipes = "\n\n".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
     about = f"{Config.__doc__}\n\nRecipes, with what the literature has for its own settings:\n\n{recipes}"
     return tyro.cli(Config, args=arguments, default=default, description=about)
@@ -154,11 +184,43 @@ def read(path: Path) -> Config:
         if not _fits(value, hints[name]):
             hint = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name])
             raise ValueError(f"{path}: {name} is {value!r}, expected {hint.replace('typing.', '')}")
-    settings |= {"run_dir": None, "repeat": path}
+    settings |= {"run_dir": None, "repeat": path, "resume": None}
     settings["hidden_sizes"] = tuple(settings["hidden_sizes"])
     settings["distortion"] = Distortion(**settings["distortion"])
     settings["data_dir"] = settings["data_dir"] and Path(settings["data_dir"])
     return Config(**settings)
+
+
+# What may change when a run goes on: where it runs, and how it is looked after.
+FREE_TO_CHANGE = frozenset({"data_dir", "mesh", "coordinator", "processes", "process", "checkpoint_every", "keep",
+                            "resume", "repeat", "run_dir"})  # fmt: skip
+
+
+def saved(run_dir: Path) -> Config:
+    """The settings of a run that is to go on in its own folder.
+
+    Raises:
+      OSError: there is no such run.
+      ValueError: its settings cannot be read.
+    """
+    if not (run_dir / "config.json").is_file():
+        raise FileNotFoundError(f"--resume {run_dir}: no run has begun there: there is no config.json in it")
+    return replace(read(run_dir / "config.json"), repeat=None, resume=run_dir, run_dir=run_dir)
+
+
+def check_same_run(config: Config) -> None:
+    """Refuse to go on with a run under other settings.
+
+    Raises:
+      ValueError: says which of them differs.
+    """
+    before = saved(config.resume)
+    for name, value in asdict(config).items():
+        was = asdict(before)[name]
+        if name not in FREE_TO_CHANGE and value != was:
+            raise ValueError(f"--resume {config.resume}: {name} is {value!r}, but that run began with {was!r}")
+    if config.run_dir not in (None, config.resume):
+        raise ValueError(f"--resume {config.resume} goes on in that folder; --run-dir is {config.run_dir}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -188,6 +250,10 @@ def check(config: Config) -> None:
         ("vat_radius", 0),
         ("validation", 0),
         ("seed", 0),
+        ("views", 1),
+        ("accumulate", 1),
+        ("checkpoint_every", 0),
+        ("keep", 1),
     ):
         value = getattr(config, name)
         if value is not None and not value >= least:
@@ -196,9 +262,19 @@ def check(config: Config) -> None:
     for width in config.hidden_sizes:
         if width < 1:
             raise ValueError(f"--hidden-sizes has {width}, expected at least 1")
-    for name in ("dropout", "input_dropout", "label_smoothing", "average", "momentum"):
+    for name in ("dropout", "input_dropout", "label_smoothing", "average", "momentum", "soft_finish"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}, expected a number in [0, 1)")
     for name, value in config.distortion._asdict().items():
         if not value >= 0 or (name == "sigma" and value == 0):
             raise ValueError(f"--distortion.{name} is {value}, expected a positive number")
+    if config.batch_size % config.accumulate:
+        raise ValueError(
+            f"--batch-size is {config.batch_size}, expected a multiple of --accumulate {config.accumulate}"
+        )
+    if config.mesh and config.committee > 1:
+        raise ValueError("--mesh shares one network's work out, and --committee trains several: give one of them")
+    if config.validation == 0 and not config.test:
+        raise ValueError("--no-test leaves the validation images to look at, and --validation is 0: hold some out")
+    if config.resume is not None:
+        check_same_run(config)

@@ -8,7 +8,9 @@ python scripts/train_mnist.py --recipe distort      # --help lists the recipes
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,14 +22,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from recipes import NO_DISTORTION, RECIPES, Config, as_json, check, from_command_line
+from run_folder import (
+    CHECKPOINTS,
+    SCORES,
+    check_free,
+    is_writer,
+    members,
+    open_run_dir,
+    save_weights,
+    write_json,
+    write_metrics,
+)
 from tqdm import tqdm
 
-from funcnet import activations, datasets, init, io, optimizers, plotting, softmax_cross_entropy, summary, training
-from funcnet.distortions import distort
+from funcnet import activations, checkpoints, datasets, init, optimizers, plotting, sharding, summary, training
+from funcnet.distortions import distort, scaled
+from funcnet.losses import softmax_cross_entropy
 from funcnet.mlp import Params
 from funcnet.regularizers import averaged, dropout_masks, max_norm, smooth_labels, virtual_adversarial
+
+HEARTBEAT = 20  # seconds without a sign of life after which a process is taken for dead
+INTERRUPTED, PREEMPTED = 130, 75  # exit codes: Ctrl-C's usual one; EX_TEMPFAIL of sysexits.h, "try again"
 
 
 @dataclass(frozen=True)
@@ -43,72 +62,105 @@ class Result:
     interrupted: bool
 
 
+class Preempted(Exception):  # noqa: N818
+    """The run was told to stop, and has saved a checkpoint to go on from."""
+
+
 class Program(NamedTuple):
     """What a configuration amounts to: where to start, and pure functions; for a committee, with an axis in front."""
 
     state: training.TrainState
-    step: Callable[..., Any]  # of one network, as from `make_step`
-    epoch: Callable[..., Any]  # (state, key, x, y) -> (state, metrics)
+    step: Callable[..., Any]  # strength of the deformations -> step of one network, as from `make_step`
+    epoch: Callable[..., Any]  # (state, key, strength, x, y) -> (state, metrics)
+    feed: Callable[[Array], tuple[Any, Any]]  # the epoch's key -> its x and y, where they are needed
     weights: Callable[[training.TrainState], Params]  # what is evaluated and saved
     logits: Callable[[Params, ArrayLike], Array]  # (weights, x) -> (N, K), of the whole committee
+    place: Callable[[Any], Any]  # puts what is to be evaluated where it is needed
+    shardings: Any = None  # of the state, if there is a mesh
 
 
-def train(config: Config) -> Result:
+def train(config: Config, told_to_stop: Callable[[int], bool] = lambda done: False) -> Result:
     """Train, then look at the test set once, and leave everything in the run folder.
 
+    Args:
+      config: the settings.
+      told_to_stop: asked at the end of each epoch, with how many there were.
+
     Raises:
+      Preempted: it was told to stop; there is a checkpoint.
       ValueError: a setting that makes no sense, or a corrupt data file.
       OSError: MNIST cannot be had, or the run folder cannot be written.
       FloatingPointError: the loss became NaN or infinite; the last good weights are saved.
     """
     check(config)
-    if config.run_dir is not None:
+    if config.run_dir is not None and config.resume is None and is_writer():
         check_free(config.run_dir)
     name, sets = load(config)
     x, y = sets["train"]
     K = int(y.max()) + 1
-    data = x, smooth_labels(y, K, config.label_smoothing) if config.label_smoothing else y
+    targets = np.asarray(smooth_labels(y, K, config.label_smoothing)) if config.label_smoothing else y
     key_init, key_epochs = jax.random.split(jax.random.key(config.seed))
-    program = build(config, key_init, (x.shape[1], *config.hidden_sizes, K), len(x))
+    program = build(config, key_init, (x.shape[1], *config.hidden_sizes, K), (x, targets))
     introduce(config, name, len(x), program)
+    seen = {part: program.place(sets[part]) for part in sets if part != "train"}
 
     began = time.perf_counter()
-    epoch = jax.jit(program.epoch, donate_argnums=0).lower(program.state, key_epochs, *data).compile()
+    first = key_epochs, np.float32(1), *program.feed(key_epochs)
+    outputs = (program.shardings, None) if program.shardings else None
+    epoch = jax.jit(program.epoch, donate_argnums=0, out_shardings=outputs).lower(program.state, *first).compile()
     program = program._replace(epoch=epoch)
-    if "validation" in sets:
-        evaluate(program, program.weights(program.state), sets["validation"])  # compiles
-    run_dir = make_run_dir(config, name)  # so late that Ctrl-C before leaves nothing behind
+    if "validation" in seen:
+        evaluate(program, program.weights(program.state), seen["validation"])  # compiles
+    run_dir = open_run_dir(config, name)  # so late that Ctrl-C before leaves nothing behind
     compiled = time.perf_counter()
-    state, history, interrupted = fit(config, program, key_epochs, data, sets.get("validation"), run_dir)
+    with checkpoints.open_folder(run_dir / CHECKPOINTS, keep=config.keep) as folder:
+        fitted = fit(config, program, key_epochs, (x, targets), seen.get("validation"), run_dir, folder, told_to_stop)
+    state, history, interrupted = fitted
     seconds = {"compile": compiled - began, "run": time.perf_counter() - compiled}
+    if is_writer() and not any((run_dir / CHECKPOINTS).iterdir()):
+        (run_dir / CHECKPOINTS).rmdir()  # of a short run
     params = program.weights(state)
     save_weights(params, config, run_dir)
     write_metrics(run_dir, history)  # Ctrl-C may have come between an epoch and its line
     say(f"weights saved in {run_dir}")
 
-    scores = {part: {"samples": len(sets[part][0]), **evaluate(program, params, sets[part])} for part in sets}
-    x_test, y_test = map(np.asarray, sets["test"])
-    p = np.asarray(softmax_cross_entropy.predict(program.logits(params, x_test)))
+    if not config.test:
+        seen.pop("test")
+    seen = {"train": program.place(sets["train"]), **seen}
+    scores = {part: {"samples": len(seen[part][0]), **evaluate(program, params, seen[part])} for part in seen}
+    part, (x_last, y_last) = list(seen.items())[-1]  # the test images, or without them those held out
+    logits = program.logits(params, x_last)
+    if config.views > 1:
+        logits = views_logits(config, program, params, x_last)
+        scores[f"{part}, averaged"] = {"samples": len(x_last), **as_floats(training.score(logits, y_last))}
+    p = np.asarray(softmax_cross_entropy.predict(logits))
+    x_last, y_last = np.asarray(x_last), np.asarray(y_last)
     confusion = np.zeros((K, K), int)
-    np.add.at(confusion, (y_test, p.argmax(1)), 1)
+    np.add.at(confusion, (y_last, p.argmax(1)), 1)
     final = {"scores": scores, "seconds": seconds, "device": jax.devices()[0].device_kind, "interrupted": interrupted}
     write_json(run_dir / SCORES, final)
     result = Result(params, history, scores, confusion, seconds, run_dir, interrupted)
-    draw(result, x_test, y_test, p, config.committee)
+    if is_writer():
+        draw(result, x_last, y_last, p, config.committee)
     return result
 
 
-def build(config: Config, key: Array, sizes: tuple[int, ...], samples: int) -> Program:
-    """The program of a configuration, for one network, or for a committee by `vmap`."""
+def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, Any]) -> Program:
+    """The program of a configuration: for one network, for one over a mesh, or for a committee by `vmap`."""
+    samples = len(data[0])
     optimizer = make_optimizer(config, steps_per_epoch=-(-samples // config.batch_size))
     network = {"hidden": activations.from_name(config.activation), "compute_dtype": config.compute_dtype}
-    regularized = {
-        "transform": make_transform(config, pixels=sizes[0]),
-        "augment": make_augment(config),
-        "masks": make_masks(config),
-    }
-    step = training.make_step(optimizer, **regularized, **network)
-    epoch = training.make_epoch(optimizer, batch_size=config.batch_size, **regularized, **network)
+
+    def settings(strength):
+        transform = make_transform(config, sizes[0], strength)
+        regularized = {"transform": transform, "augment": make_augment(config), "masks": make_masks(config)}
+        return regularized | network | {"accumulate": config.accumulate}
+
+    def step(strength):
+        return training.make_step(optimizer, **settings(strength))
+
+    def epoch(state, key, strength, x, y):
+        return training.make_epoch(optimizer, batch_size=config.batch_size, **settings(strength))(state, key, x, y)
 
     def start(key):
         return training.init_state(init(key, sizes), optimizer)
@@ -119,40 +171,73 @@ def build(config: Config, key: Array, sizes: tuple[int, ...], samples: int) -> P
     def logits(params, x):
         return training.outputs(params, x, **network)
 
-    if config.committee == 1:
-        return Program(start(key), step, epoch, weights, logits)
+    if config.mesh:
+        return over_mesh(config, step, start(key), weights, network, data)
+    resident = jax.device_put(data)
+    one = Program(start(key), step, epoch, lambda _: resident, weights, logits, jax.device_put)
+    return one if config.committee == 1 else committee_of(config.committee, start, key, one)
 
-    def each_epoch(state, key, x, y):
-        return jax.vmap(epoch, (0, 0, None, None))(state, jax.random.split(key, config.committee), x, y)
+
+def committee_of(networks: int, start: Callable[[Array], training.TrainState], key: Array, one: Program) -> Program:
+    """Several networks side by side, each with its own weights and its own order of the samples."""
+
+    def epoch(state, key, strength, x, y):
+        return jax.vmap(one.epoch, (0, 0, None, None, None))(state, jax.random.split(key, networks), strength, x, y)
 
     @jax.jit
-    def joint_logits(params, x):
-        return training.committee(jax.lax.map(lambda params: logits(params, x), params))
+    def logits(params, x):
+        return training.committee(jax.lax.map(lambda params: one.logits(params, x), params))
 
-    state = jax.vmap(start)(jax.random.split(key, config.committee))
-    return Program(state, step, each_epoch, weights, joint_logits)
-
-
-def members(tree: Any, committee: int) -> list[Any]:
-    """One tree for each network."""
-    return [tree] if committee == 1 else [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(committee)]
+    return one._replace(state=jax.vmap(start)(jax.random.split(key, networks)), epoch=epoch, logits=logits)
 
 
-def fit(config, program, key, data, validation, run_dir) -> tuple[training.TrainState, list[dict[str, float]], bool]:
+def over_mesh(config, step, state, weights, network, data) -> Program:
+    """The same steps on the same batches, spread over the devices of a mesh."""
+    mesh = sharding.make_mesh(config.mesh)
+    shardings = sharding.state_shardings(state, mesh)
+    everywhere, rows = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec("data"))
+
+    def epoch(state, key, strength, x, y):
+        return training.make_dealt_epoch(step(strength), samples=len(data[0]))(state, key, x, y)
+
+    def feed(key):
+        return sharding.deal(key, *data, batch_size=config.batch_size, mesh=mesh)
+
+    def spread(key, x):
+        x = training.scale_pixels(key, x)
+        return x if len(x) % mesh.shape["data"] else jax.lax.with_sharding_constraint(x, rows)
+
+    logits = jax.jit(partial(training.outputs, transform=spread, **network), out_shardings=everywhere)
+    gather = jax.jit(weights, out_shardings=everywhere)
+    place = partial(sharding.put, shardings=everywhere)
+    return Program(sharding.put(state, shardings), step, epoch, feed, gather, logits, place, shardings)
+
+
+def fit(
+    config, program, key, data, validation, run_dir, folder, told_to_stop
+) -> tuple[training.TrainState, list[dict[str, float]], bool]:
     """Run the epochs; the state after the last whole one, a row for each, and whether Ctrl-C ended it."""
-    history: list[dict[str, float]] = []
+    state, history = take_up(config, program, key, folder)
+    saved_at = time.monotonic()
     n = len(data[0]) * config.committee
-    state = program.state
     whole = copy(state)  # the epoch takes `state` over; this stays if it does not come back
-    with tqdm(total=config.epochs, unit="epoch", dynamic_ncols=True) as progress:
+    with tqdm(
+        total=config.epochs, initial=len(history), unit="epoch", dynamic_ncols=True, disable=not is_writer()
+    ) as progress:
         try:
-            for number in range(1, config.epochs + 1):
-                epoch_key, began = jax.random.fold_in(key, number), time.perf_counter()
-                state, metrics = program.epoch(state, epoch_key, *data)
+            keys = {number: jax.random.fold_in(key, number) for number in range(len(history) + 1, config.epochs + 1)}
+            fed = program.feed(keys[len(history) + 1]) if keys else None
+            for number, epoch_key in keys.items():
+                if told_to_stop(number - 1):
+                    checkpoint(folder, key, whole, history, config)
+                    raise Preempted(f"told to stop after {number - 1} epochs; go on with --resume {run_dir}")
+                began = time.perf_counter()
+                state, metrics = program.epoch(state, epoch_key, strength(config, number), *fed)
+                fed = program.feed(keys[number + 1]) if number < config.epochs else None  # while the devices work
                 row = {"epoch": number, **as_floats(metrics, "train_")}
                 rate = n / (time.perf_counter() - began)
                 if not np.isfinite(row["train_loss"]):
-                    at, good = find_fault(config, program, whole, epoch_key, data)
+                    at, good = find_fault(config, program, whole, epoch_key, data, strength(config, number))
                     save_weights(program.weights(good), config, run_dir)
                     raise FloatingPointError(
                         f"the loss is {row['train_loss']} in epoch {number}, first at its step {at}, counted from 0; "
@@ -167,19 +252,64 @@ def fit(config, program, key, data, validation, run_dir) -> tuple[training.Train
                 progress.set_postfix_str(f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}, "
                                          f"{rate:,.0f} samples/s")  # fmt: skip
                 progress.update()
+                if agreed(number < config.epochs and time.monotonic() - saved_at >= config.checkpoint_every):
+                    checkpoint(folder, key, whole, history, config)
+                    saved_at = time.monotonic()
         except KeyboardInterrupt:
+            checkpoint(folder, key, whole, history, config)
             return whole, history, True
     return whole, history, False
 
 
-def find_fault(config, program, state, key, data) -> tuple[int | None, training.TrainState]:
+def take_up(config, program, key, folder) -> tuple[training.TrainState, list[dict[str, float]]]:
+    """Where the run starts, or goes on: the state, and a row for each epoch behind it."""
+    if config.resume is None:
+        return program.state, []
+    found = checkpoints.restore(folder, {"state": program.state, "key": jax.random.key_data(key)})
+    if found is None:
+        say(f"no checkpoint in {config.resume}: from the beginning")
+        return program.state, []
+    say(f"going on after {found.number} epochs")
+    return found.tree["state"], found.notes["history"]
+
+
+def checkpoint(folder, key, state, history, config) -> None:
+    """Save all that the rest of the run follows from: of the data, the next epoch's order follows from key and number.
+
+    Written in the background; nothing is done if it is there already.
+    """
+    if folder.latest_step() != len(history):
+        notes = {"history": history, "config": json.loads(as_json(config))}
+        checkpoints.save(folder, len(history), {"state": state, "key": jax.random.key_data(key)}, notes)
+
+
+def agreed(wish: bool) -> bool:
+    """What the first process wishes: clocks differ, and all have to do the same."""
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(wish))) if jax.process_count() > 1 else wish
+
+
+def strength(config: Config, number: int) -> np.float32:
+    """Of the deformations in an epoch, counted from 1."""
+    return np.float32(0.5 if number > (1 - config.soft_finish) * config.epochs else 1.0)
+
+
+def find_fault(config, program, state, key, data, strength) -> tuple[int | None, training.TrainState]:
     """The first step whose loss is not finite, and the last good state; of a committee, the one before the epoch."""
-    replay = partial(training.first_nonfinite_step, program.step, batch_size=config.batch_size)
+    if jax.process_count() > 1:
+        return None, state
+    replay = partial(training.first_nonfinite_step, program.step(strength), batch_size=config.batch_size)
     if config.committee == 1:
         return replay(state, key, *data)
     keys = jax.random.split(key, config.committee)
     steps = [replay(member, k, *data)[0] for member, k in zip(members(state, config.committee), keys, strict=True)]
     return min((at for at in steps if at is not None), default=None), state
+
+
+def views_logits(config, program, params, x) -> Array:
+    """The committee of deformed views of each image: what the network says of all of them together."""
+    half = make_transform(config, x.shape[1], 0.5)
+    keys = jax.random.split(jax.random.key(config.seed), config.views)
+    return training.committee(jnp.stack([program.logits(params, half(key, x)) for key in keys]))
 
 
 def evaluate(program: Program, params: Params, data: tuple[Array, Array]) -> dict[str, float]:
@@ -188,7 +318,7 @@ def evaluate(program: Program, params: Params, data: tuple[Array, Array]) -> dic
 
 
 def load(config: Config) -> tuple[str, dict[str, tuple[Any, Any]]]:
-    """The data set's name, and its parts on the device: `train`, maybe `validation`, `test`."""
+    """The data set's name, and its parts: `train`, maybe `validation`, `test`."""
     name = "MNIST"
     if config.dataset == "digits":
         name, data = "digits", datasets.load_digits()
@@ -207,7 +337,7 @@ def load(config: Config) -> tuple[str, dict[str, tuple[Any, Any]]]:
         raise ValueError(f"--validation is {held_out}, expected fewer than the {len(x):,} training images")
     kept = len(x) - held_out
     sets = {"train": (x[:kept], y[:kept]), "validation": (x[kept:], y[kept:]), "test": data.test}
-    return name, {part: jax.device_put(arrays) for part, arrays in sets.items() if len(arrays[0])}
+    return name, {part: arrays for part, arrays in sets.items() if len(arrays[0])}
 
 
 def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer:
@@ -223,12 +353,12 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer
     return averaged(optimizer, config.average) if config.average else optimizer
 
 
-def make_transform(config: Config, pixels: int) -> training.Transform | None:
+def make_transform(config: Config, pixels: int, strength: ArrayLike) -> training.Transform | None:
     """Deformations, if there are any."""
     if config.distortion == NO_DISTORTION:
         return None
     side = math.isqrt(pixels)
-    return partial(distort, amounts=config.distortion, image_shape=(side, side))
+    return partial(distort, amounts=scaled(config.distortion, strength), image_shape=(side, side))
 
 
 def make_augment(config: Config) -> training.Augment | None:
@@ -241,46 +371,6 @@ def make_masks(config: Config) -> training.MakeMasks | None:
     if config.dropout == config.input_dropout == 0:
         return None
     return partial(dropout_masks, rate=config.dropout, input_rate=config.input_dropout)
-
-
-WEIGHTS, SCORES = "weights.safetensors", "scores.json"
-
-
-def check_free(run_dir: Path) -> None:
-    """Refuse a folder in which a run could overwrite something."""
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise FileExistsError(f"run folder {run_dir}: already there and not an empty folder; give another --run-dir")
-
-
-def make_run_dir(config: Config, name: str) -> Path:
-    """A new folder with the configuration in it; it must be writable before anything is trained."""
-    run_dir = config.run_dir or Path("runs") / f"{name.lower()}-{time.strftime('%Y%m%d-%H%M%S')}"
-    check_free(run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        io.write_atomically(run_dir / "config.json", as_json(config).encode())
-    except OSError as error:
-        raise OSError(f"run folder {run_dir}: cannot be written: {error}") from error
-    return run_dir
-
-
-def write_metrics(run_dir: Path, history: list[dict[str, float]]) -> None:
-    """A line for each epoch."""
-    io.write_atomically(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history).encode())
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """A small file, whole or not at all."""
-    io.write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def save_weights(params: Params, config: Config, run_dir: Path) -> None:
-    """The weights, and what it takes to use them; of a committee, a file for each network."""
-    metadata = {"hidden": config.activation, "output": "identity", "loss": softmax_cross_entropy.name}
-    path = run_dir / WEIGHTS
-    for number, member in enumerate(members(params, config.committee), 1):
-        numbered = path if config.committee == 1 else path.with_stem(f"{path.stem}_{number}")
-        io.save_params(numbered, member, metadata)
 
 
 def draw(result: Result, x_test: np.ndarray, y_test: np.ndarray, p: np.ndarray, committee: int) -> None:
@@ -303,7 +393,7 @@ def report(result: Result) -> str:
     for part, row in result.scores.items():
         lines.append(f"{part:12}{row['samples']:8,}{row['loss']:10.4g}{row['accuracy']:10.2%}")
     recall = np.diag(result.confusion) / np.maximum(result.confusion.sum(1), 1)
-    lines += ["", "test recall  " + "  ".join(f"{k}: {r:.1%}" for k, r in enumerate(recall))]
+    lines += ["", f"recall, {list(result.scores)[-1]}  " + "  ".join(f"{k}: {r:.1%}" for k, r in enumerate(recall))]
     samples = result.scores["train"]["samples"] * len(result.history)
     compile_seconds, run_seconds = result.seconds["compile"], result.seconds["run"]
     lines.append(f"time         compile {compile_seconds:.1f} s, run {run_seconds:.1f} s "
@@ -337,23 +427,58 @@ def copy(state: training.TrainState) -> training.TrainState:
 
 def say(line: str) -> None:
     """Tell the person; the standard output is for the result."""
-    print(line, file=sys.stderr, flush=True)
+    if is_writer():
+        print(line, file=sys.stderr, flush=True)
+
+
+def join(config: Config) -> None:
+    """Become one of the processes of a run; before anything else is done with JAX.
+
+    Raises:
+      ValueError: settings that do not belong together.
+    """
+    given = config.processes is not None, config.process is not None
+    if config.coordinator in (None, "auto"):
+        if any(given):
+            raise ValueError("--processes and --process belong to --coordinator host:port")
+        if config.coordinator:
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+        return
+    if not all(given):
+        raise ValueError("--coordinator host:port needs --processes and --process: how many there are, which this is")
+    jax.distributed.initialize(
+        config.coordinator, config.processes, config.process, heartbeat_timeout_seconds=HEARTBEAT
+    )
+
+
+def preemption() -> Callable[[int], bool]:
+    """Whether SIGTERM has come, as a function of the epochs done; several processes agree on after which they stop."""
+    if jax.process_count() > 1:
+        return multihost_utils.reached_preemption_sync_point
+    came = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: came.set())
+    return lambda done: came.is_set()
 
 
 def main() -> int:
-    """The command line; 0 for a whole run, 130 for one that Ctrl-C ended, 1 for one that failed."""
+    """The command line; 0 for a whole run, or 130 after Ctrl-C, 75 after SIGTERM, 1 after a failure."""
     try:
         config = from_command_line()
-        result = train(config)
+        join(config)
+        result = train(config, preemption())
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        say(f"train_mnist: {error}")
+        print(f"train_mnist: {error}", file=sys.stderr)
         return 1
+    except Preempted as told:
+        say(f"train_mnist: {told}")
+        return PREEMPTED
     except KeyboardInterrupt:
         say("train_mnist: interrupted")
         sys.stderr.flush()
-        os._exit(130)  # XLA may be compiling in other threads, and does not survive an ordinary exit then
-    print(report(result))
-    return 130 if result.interrupted else 0
+        os._exit(INTERRUPTED)  # XLA may be compiling in other threads, and does not survive an ordinary exit then
+    if is_writer():
+        print(report(result))
+    return INTERRUPTED if result.interrupted else 0
 
 
 if __name__ == "__main__":

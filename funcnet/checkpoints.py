@@ -1,0 +1,232 @@
+"""Checkpoints of a run: written behind its back, whole or not at all, and believed only after a check.
+
+    with checkpoints.open_folder("run/checkpoints", keep=3) as folder:
+        found = checkpoints.restore(folder, like=state)  # None, or the newest that is sound
+        ...
+        checkpoints.save(folder, epoch, state, {"history": history})  # returns at once
+
+Orbax stores the arrays (each process its own shards, in the background) and takes care that a checkpoint appears in one
+step. What it does not notice is a flipped bit; so each checkpoint holds a fingerprint of its arrays, taken where they
+lie.
+"""
+
+import gc
+import hashlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental.multihost_utils import sync_global_devices
+
+from funcnet.extras import import_extra
+
+
+class Checkpoint(NamedTuple):
+    """What `restore` finds."""
+
+    number: int  # as given to `save`: how many epochs were done, say
+    tree: Any  # of arrays
+    notes: dict[str, Any]
+
+
+@contextmanager
+def open_folder(path: str | os.PathLike[str], *, keep: int = 3) -> Iterator[Any]:
+    """Open a folder of checkpoints, made if it is not there; what an interrupted write has left in it is removed.
+
+    Leaving the block waits for what is still being written. Every process opens it, on a file system that all share.
+
+    Args:
+      path: the folder.
+      keep: how many checkpoints stay; older ones are deleted.
+
+    Raises:
+      ImportError: orbax is not installed.
+      OSError: the folder cannot be made or written; also, on leaving, the last checkpoint could not be.
+    """
+    ocp = import_extra("orbax.checkpoint")
+    path = Path(path).resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        manager = ocp.CheckpointManager(path, options=options)
+    except OSError as error:
+        raise OSError(f"checkpoints in {path}: the folder cannot be written: {error}") from error
+    try:
+        yield manager
+        wait(manager)
+    finally:
+        manager.close()
+
+
+def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = None) -> None:
+    """Begin to write a checkpoint, and return as soon as the arrays may change.
+
+    Args:
+      manager: from `open_folder`.
+      number: larger than those before.
+      tree: arrays, of any sharding.
+      notes: what JSON can hold.
+
+    Raises:
+      OSError: it cannot be written, or the one before could not be.
+    """
+    ocp = import_extra("orbax.checkpoint")
+    content = json.dumps({"shapes": _shapes(tree), "fingerprint": np.asarray(fingerprint(tree)).tolist(),
+                          "notes": notes or {}})  # fmt: skip
+    sealed = {"content": content, "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), sealed=ocp.args.JsonSave(sealed))
+    with _write_errors(manager, number):
+        manager.save(number, args=args, force=True)
+
+
+def wait(manager: Any) -> None:
+    """Wait until everything is written.
+
+    Raises:
+      OSError: it could not be.
+    """
+    with _write_errors(manager, manager.latest_step()):
+        manager.wait_until_finished()
+
+
+def restore(manager: Any, like: Any) -> Checkpoint | None:
+    """The newest sound checkpoint; one that is damaged is put aside, with a warning, for the one before.
+
+    Args:
+      manager: from `open_folder`.
+      like: the tree that is expected, of arrays; what is read lies on devices as they do.
+
+    Returns:
+      The checkpoint, or `None` if there is none.
+
+    Raises:
+      ValueError: there is one, of another tree; says of which array it has another shape or dtype.
+    """
+    ocp = import_extra("orbax.checkpoint")
+    for number in sorted(manager.all_steps(), reverse=True):
+        try:
+            with _without_chatter():
+                sealed = manager.restore(number, args=ocp.args.Composite(sealed=ocp.args.JsonRestore())).sealed
+            if hashlib.sha256(sealed["content"].encode()).hexdigest() != sealed["sha256"]:
+                raise ValueError("its notes have changed since they were written")
+            content = json.loads(sealed["content"])
+        except Exception as error:  # a damaged file makes many kinds of them
+            _put_aside(manager, number, error)
+            continue
+        _check_shapes(manager.directory / str(number), content["shapes"], _shapes(like))
+        try:
+            abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
+            with _without_chatter():
+                tree = manager.restore(number, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))).tree
+            if np.asarray(fingerprint(tree)).tolist() != content["fingerprint"]:
+                raise ValueError("its arrays have changed since they were written")
+        except Exception as error:
+            _put_aside(manager, number, error)
+            continue
+        return Checkpoint(number, tree, content["notes"])
+    return None
+
+
+@jax.jit
+def fingerprint(tree: Any) -> Array:
+    """Two words that change whenever a single number of the arrays does, in any bit, `(2,)` uint32.
+
+    Each word of the arrays is mixed with its place by steps that lose nothing (Appleby's finalizer of MurmurHash3), and
+    the sum modulo 2^32 is taken. It is the same on every mesh, to the bit, since such sums have no order, and no array
+    leaves its devices. It guards against accidents, not against a forger.
+
+    >>> fingerprint([jnp.arange(3.0)])
+    Array([2023177405, 1571363936], dtype=uint32)
+    """
+    total = jnp.zeros(2, jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        words = _words(leaf)
+        place = jnp.zeros(words.shape, jnp.uint32)
+        for axis in range(words.ndim):
+            stride = prod(words.shape[axis + 1 :]) % 2**32
+            place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride)
+        for lane, seed in enumerate((0x9E3779B9, 0x85EBCA77)):
+            salt = _mixed(place + jnp.uint32(seed * (number + 1) % 2**32))
+            total = total.at[lane].add(jnp.sum(_mixed(words ^ salt), dtype=jnp.uint32))
+    return total
+
+
+def _words(leaf) -> Array:
+    """The bits of an array, 32 at a time."""
+    leaf = jnp.asarray(leaf)
+    if leaf.dtype == jnp.bool_ or leaf.dtype.itemsize < 4:
+        narrow = jnp.uint8 if leaf.dtype.itemsize == 1 else jnp.uint16
+        bits = leaf.astype(narrow) if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, narrow)
+        return bits.astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+
+
+def _mixed(h):
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ (h >> shift)) * jnp.uint32(factor)
+    return h ^ (h >> 16)
+
+
+def _shapes(tree) -> dict[str, str]:
+    """Each leaf's place in the tree, and what it is."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _check_shapes(path, found, expected):
+    for name in [*expected, *found]:
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{path}: of another network or optimizer: {name} is {found.get(name, 'not there')}, "
+                             f"expected {expected.get(name, 'no such array')}")  # fmt: skip
+
+
+def _put_aside(manager, number, error):
+    """Move a damaged checkpoint out of the way: nothing is lost, and its number can be written again."""
+    path = Path(manager.directory) / str(number)
+    aside = path.parent.with_name(f"{path.parent.name}-damaged") / path.name
+    reason = " ".join(str(error).split())[:200]
+    warnings.warn(f"checkpoint {path} is damaged ({type(error).__name__}: {reason}): it is moved to {aside}, and the "
+                  "one before is taken", stacklevel=3)  # fmt: skip
+    if jax.process_index() == 0:
+        aside.parent.mkdir(exist_ok=True)
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}x")
+        path.rename(aside)
+    if jax.process_count() > 1:
+        sync_global_devices(f"damaged checkpoint {number}")
+    manager.reload()
+
+
+@contextmanager
+def _without_chatter():
+    """Keep pages of traces, of threads that read a damaged file in vain, off the screen: the exception says enough."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    except Exception as error:
+        error.__traceback__ = None  # it holds those threads' coroutines, which complain when they go
+        gc.collect()
+        raise
+    finally:
+        sys.unraisablehook = hook
+
+
+@contextmanager
+def _write_errors(manager, number):
+    """What goes wrong in writing, as one kind of error that says where."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"checkpoint {number} in {manager.directory}: cannot be written: {error}") from error
