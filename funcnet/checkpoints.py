@@ -53,6 +53,14 @@ def open_folder(path: str | os.PathLike[str], *, keep: int = 3) -> Iterator[Any]
     Raises:
       ImportError: orbax is not installed.
       OSError: the folder cannot be made or written; also, on leaving, the last checkpoint could not be.
+
+    >>> import tempfile
+    >>> state = [jnp.arange(3.0)]
+    >>> with open_folder(tempfile.mkdtemp()) as folder:
+    ...     save(folder, 5, state, {"epochs": 5})
+    ...     wait(folder)
+    ...     restore(folder, like=state)
+    Checkpoint(number=5, tree=[Array([0., 1., 2.], dtype=float32)], notes={'epochs': 5})
     """
     ocp = import_extra("orbax.checkpoint")
     path = Path(path).resolve()
@@ -80,6 +88,11 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
 
     Raises:
       OSError: it cannot be written, or the one before could not be.
+
+    >>> import tempfile
+    >>> with open_folder(tempfile.mkdtemp(), keep=1) as folder:
+    ...     for number in (1, 2):
+    ...         save(folder, number, [jnp.zeros(3)])
     """
     ocp = import_extra("orbax.checkpoint")
     content = json.dumps({"shapes": _shapes(tree), "fingerprint": np.asarray(fingerprint(tree)).tolist(),
@@ -95,6 +108,10 @@ def wait(manager: Any) -> None:
 
     Raises:
       OSError: it could not be.
+
+    >>> import tempfile
+    >>> with open_folder(tempfile.mkdtemp()) as folder:
+    ...     wait(folder)
     """
     with _write_errors(manager, manager.latest_step()):
         manager.wait_until_finished()
@@ -112,6 +129,11 @@ def restore(manager: Any, like: Any) -> Checkpoint | None:
 
     Raises:
       ValueError: there is one, of another tree; says of which array it has another shape or dtype.
+
+    >>> import tempfile
+    >>> with open_folder(tempfile.mkdtemp()) as folder:
+    ...     print(restore(folder, like=[jnp.zeros(3)]))
+    None
     """
     ocp = import_extra("orbax.checkpoint")
     for number in sorted(manager.all_steps(), reverse=True):

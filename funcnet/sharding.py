@@ -135,14 +135,8 @@ def put(tree: Any, shardings: Any) -> Any:
     P()
     """
     if isinstance(shardings, NamedSharding):
-        return jax.tree.map(lambda leaf: put_array(leaf, shardings), tree)
-    return jax.tree.map(put_array, tree, shardings)
-
-
-def put_array(array: Any, sharding: NamedSharding) -> Array:
-    """One array of `put`."""
-    array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+        return jax.tree.map(lambda leaf: _put_array(leaf, shardings), tree)
+    return jax.tree.map(_put_array, tree, shardings)
 
 
 def deal(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) -> tuple[Array, Array]:
@@ -185,3 +179,8 @@ def deal(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) -> tuple[Ar
 @partial(jax.jit, static_argnums=(1, 2))
 def _plan(key, n, batch_size):
     return plan_batches(key, n, batch_size).indices
+
+
+def _put_array(array, sharding):
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import tyro
-from recipes import Config, read
+from recipes import FREE_TO_CHANGE, RECIPES, Config, read
 
 from funcnet import count_parameters, io
 from funcnet.mlp import Params
@@ -20,24 +20,32 @@ def table(run_dirs: list[Path]) -> str:
     """A row for each setting, whatever its seeds, in Markdown."""
     runs: dict[Config, list[Path]] = {}
     for run_dir in run_dirs:
-        setting = replace(read(run_dir / "config.json"), seed=0, repeat=None, data_dir=None)
+        unchanged = {name: getattr(Config(), name) for name in FREE_TO_CHANGE}
+        setting = replace(read(run_dir / "config.json"), seed=0, **unchanged)
         runs.setdefault(setting, []).append(run_dir)
-    lines = ["| recipe | network | parameters | epochs | time | test error, mean ± sd (seeds) |", "|" + " --- |" * 6]
+    lines = ["| recipe | network | parameters | epochs | time | test error, mean ± sd (seeds) | averaged over views | "
+             "in the literature |", "|" + " --- |" * 8]  # fmt: skip
     return "\n".join([*lines, *(row(config, folders) for config, folders in runs.items())])
 
 
 def row(config: Config, run_dirs: list[Path]) -> str:
     """One setting: its network, what it takes, and its test error over the seeds."""
     finals = [final(run_dir) for run_dir in run_dirs]
-    errors = [100 * (1 - end["scores"]["test"]["accuracy"]) for end in finals]
-    spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
     minutes = statistics.mean(sum(end["seconds"].values()) for end in finals) / 60
     params = network(run_dirs[0])
     times = f"{config.committee} x " if config.committee > 1 else ""
     widths = "-".join(map(str, (len(params[0][0]), *(len(b) for _, b in params))))
     cells = [config.recipe, times + widths, f"{times}{count_parameters(params):,}", config.epochs, f"{minutes:.1f} min",
-             f"{statistics.mean(errors):.2f}{spread}% ({len(errors)})"]  # fmt: skip
+             error(finals, "test"), error(finals, "test, averaged") if config.views > 1 else "",
+             RECIPES[config.recipe].literature]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def error(finals: list[dict], part: str) -> str:
+    """Percent, with its spread over the runs."""
+    errors = [100 * (1 - end["scores"][part]["accuracy"]) for end in finals]
+    spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+    return f"{statistics.mean(errors):.2f}{spread}% ({len(errors)})"
 
 
 def final(run_dir: Path) -> dict:

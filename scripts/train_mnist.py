@@ -25,7 +25,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from recipes import NO_DISTORTION, RECIPES, Config, as_json, check, from_command_line
+from recipes import NO_DISTORTION, Config, as_json, check, described, from_command_line
 from run_folder import (
     CHECKPOINTS,
     SCORES,
@@ -413,7 +413,7 @@ def introduce(config: Config, name: str, samples: int, program: Program) -> None
     """Say what is about to be trained, and on what."""
     say(f"{name}, {samples:,} training images, on {jax.devices()[0].device_kind}")
     if config.recipe != "default":
-        say(f"{config.recipe}: {RECIPES[config.recipe].about}")
+        say(f"{config.recipe}: {described(config.recipe)}")
     first, *others = members(program.state.params, config.committee)
     say(summary(first))
     if others:

@@ -1,9 +1,9 @@
-"""The strict house: no implicit promotion of ranks or dtypes, every warning an error, four CPU devices."""
+"""The strict house: no implicit promotion of ranks or dtypes, every warning an error, eight CPU devices."""
 
 import importlib.util
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
 import pytest

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXTRAS = {
     "optax",
+    "orbax",
     "matplotlib",
     "pooch",
     "safetensors",
@@ -36,7 +37,8 @@ def test_an_import_pulls_in_no_extra(module):
 def test_arrows_go_one_way():
     """A module imports only those before it."""
     order = ["activations", "losses", "initializers", "validation", "mlp", "per_sample", "curvature", "optimizers",
-             "regularizers", "training", "distortions", "extras", "datasets", "io", "plotting", "testing"]  # fmt: skip
+             "regularizers", "training", "sharding", "distortions", "extras", "datasets", "io", "checkpoints",
+             "plotting", "testing"]  # fmt: skip
     assert sorted(order) == MODULES
     for i, name in enumerate(order):
         source = (ROOT / "funcnet" / f"{name}.py").read_text()

@@ -237,7 +237,7 @@ def test_ctrl_c_keeps_what_was_learnt(tmp_path):
     assert process.returncode == 130
     whole = len(metrics.read_text().splitlines())
     assert f"interrupted  after {whole} whole epochs, whose weights these are" in out
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES | {"checkpoints"}  # to go on from
 
 
 def test_ctrl_c_before_training_leaves_nothing_behind(tmp_path):
@@ -259,8 +259,12 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
     state = training.init_state(
         [(np.ones((2, 3), np.float32), np.ones(3, np.float32))], train_mnist.optimizers.sgd(0.1)
     )
-    program = train_mnist.Program(state, None, lambda *args: (None, None), None, None)
-    state, history, stopped = train_mnist.fit(digits(tmp_path), program, jax.random.key(0), ([0], [0]), None, tmp_path)
+    program = train_mnist.Program(state, None, lambda *args: (None, None), lambda key: (None, None), None, None, None)
+    config, key = digits(tmp_path), jax.random.key(0)
+    with train_mnist.checkpoints.open_folder(tmp_path / "checkpoints") as folder:
+        state, history, stopped = train_mnist.fit(
+            config, program, key, ([0], [0]), None, tmp_path, folder, lambda done: False
+        )
     assert (history, stopped) == ([], True)
     np.testing.assert_array_equal(state.params[0][0], np.ones((2, 3)))
 

@@ -1,0 +1,213 @@
+"""Checkpoints: back bit for bit, on any mesh; damaged ones never believed."""
+
+import random
+import shutil
+import subprocess
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import funcnet
+from funcnet import checkpoints, sharding, training
+from funcnet.regularizers import averaged
+
+
+def a_state(sizes=(6, 8, 4), dtype=jnp.float32, step=0):
+    optimizer = averaged(funcnet.adam(1e-3), 0.9)
+    state = training.init_state(funcnet.init(jax.random.key(0), sizes, dtype=dtype), optimizer)
+    noise = jax.tree.map(lambda leaf: leaf + jnp.ones_like(leaf), state)  # so that no two leaves are all zeros
+    return noise._replace(step=jnp.int32(step))
+
+
+def saved(path, numbers=(1, 2, 3), keep=3):
+    with checkpoints.open_folder(path, keep=keep) as folder:
+        for number in numbers:
+            checkpoints.save(folder, number, a_state(step=number), {"history": [number, 0.1]})
+    return path
+
+
+def restored(path, like=None):
+    with checkpoints.open_folder(path) as folder:
+        return checkpoints.restore(folder, a_state() if like is None else like)
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert (p.dtype, p.shape) == (q.dtype, q.shape)
+        assert np.asarray(p).tobytes() == np.asarray(q).tobytes()
+
+
+def test_back_bit_for_bit(tmp_path):
+    found = restored(saved(tmp_path / "run" / "checkpoints"))
+    assert found.number == 3
+    assert found.notes == {"history": [3, 0.1]}
+    assert isinstance(found.tree, training.TrainState)
+    assert_same_bits(found.tree, a_state(step=3))
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+def test_back_in_half_precision(tmp_path, half):
+    state = a_state(dtype=half)
+    with checkpoints.open_folder(tmp_path) as folder:
+        checkpoints.save(folder, 0, state)
+    assert_same_bits(restored(tmp_path, state).tree, state)
+
+
+def test_back_in_double_precision(tmp_path, x64):
+    state = a_state(dtype=jnp.float64)
+    with checkpoints.open_folder(tmp_path) as folder:
+        checkpoints.save(folder, 0, state)
+    assert_same_bits(restored(tmp_path, state).tree, state)
+
+
+def test_back_on_another_mesh(tmp_path):
+    state = a_state()
+    here, there = (sharding.make_mesh(text) for text in ("data=2,model=4", "data=4,model=2"))
+    with checkpoints.open_folder(tmp_path) as folder:
+        checkpoints.save(folder, 7, sharding.put(state, sharding.state_shardings(state, here)))
+    expected = sharding.put(state, sharding.state_shardings(state, there))
+    found = restored(tmp_path, expected).tree
+    assert_same_bits(found, state)
+    for leaf, like in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+    assert_same_bits(restored(tmp_path, state).tree, state)
+
+
+def test_the_last_ones_are_kept(tmp_path):
+    saved(tmp_path, numbers=range(1, 7), keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"5", "6"}
+
+
+def test_an_empty_folder(tmp_path):
+    assert restored(tmp_path / "new") is None
+
+
+def test_another_network_is_refused_by_name(tmp_path):
+    saved(tmp_path)
+    for sizes, message in (
+        ((6, 9, 4), r"of another network or optimizer: .params\[0\]\[0\] is float32\[6, 8\], expected float32\[6, 9\]"),
+        ((6, 8, 4, 4), r".params\[2\]\[0\] is not there, expected float32\[4, 4\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            restored(tmp_path, a_state(sizes))
+    with pytest.raises(ValueError, match=r".params\[0\]\[0\] is float32\[6, 8\], expected bfloat16\[6, 8\]"):
+        restored(tmp_path, a_state(dtype=jnp.bfloat16))
+    state = training.init_state(funcnet.init(jax.random.key(0), (6, 8, 4)), funcnet.sgd(0.1))
+    with pytest.raises(ValueError, match=r"opt_state.* expected no such array"):
+        restored(tmp_path, state)
+    assert restored(tmp_path).number == 3  # refusing has moved nothing
+
+
+def files_of(path):
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.stat().st_size)
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate"])
+def test_damage_is_never_believed(tmp_path, harm):
+    """In each file of the newest checkpoint: what is given back is right, or the one before with a warning."""
+    whole = saved(tmp_path / "whole")
+    rng, path = random.Random(0), tmp_path / "checkpoints"
+    believed, names = 0, [file.relative_to(whole) for file in files_of(whole / "3")]
+    for name in names:
+        shutil.copytree(whole, path)
+        content = bytearray((path / name).read_bytes())
+        at = rng.randrange(len(content))
+        content[at] ^= 1 << rng.randrange(8)
+        (path / name).write_bytes(content[:at] if harm == "truncate" else content)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = restored(path)
+        assert found.number == (2 if caught else 3)
+        assert found.notes == {"history": [found.number, 0.1]}
+        assert_same_bits(found.tree, a_state(step=found.number))
+        for warning in caught:
+            assert f"checkpoint {path / '3'} is damaged" in str(warning.message)
+            assert (tmp_path / "checkpoints-damaged" / "3").is_dir()
+        believed += not caught
+        shutil.rmtree(path)
+        shutil.rmtree(tmp_path / "checkpoints-damaged", ignore_errors=True)
+    assert believed < len(names) / 2 + 2  # markers, and what orbax does not read again
+
+
+def test_all_damaged(tmp_path):
+    for number in (1, 2, 3):
+        (saved(tmp_path / "c") if number == 1 else tmp_path / "c")
+        for file in files_of(tmp_path / "c" / str(number)):
+            file.write_bytes(b"")
+    with pytest.warns(UserWarning, match="is damaged") as caught:
+        assert restored(tmp_path / "c") is None
+    assert len(caught) == 3
+    saved(tmp_path / "c")  # the numbers are free again
+    assert restored(tmp_path / "c").number == 3
+
+
+def test_a_half_written_one_is_swept_away(tmp_path):
+    saved(tmp_path)
+    shutil.copytree(tmp_path / "3", tmp_path / "4.orbax-checkpoint-tmp-1700000000")
+    shutil.rmtree(tmp_path / "4.orbax-checkpoint-tmp-1700000000" / "tree")
+    assert restored(tmp_path).number == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "3"}
+
+
+def test_any_single_bit_changes_the_fingerprint():
+    rng = np.random.default_rng(0)
+    tree = [rng.normal(size=(5, 3)).astype(np.float32), np.arange(4, dtype=np.uint8), jnp.ones(3, jnp.bfloat16)]
+    seen = {tuple(np.asarray(checkpoints.fingerprint(tree)).tolist())}
+    changes = 0
+    for number, leaf in enumerate(tree):
+        raw = np.asarray(leaf).view(np.uint8).reshape(-1)
+        for byte in range(raw.size):
+            for bit in range(8):
+                other = raw.copy()
+                other[byte] ^= 1 << bit
+                changed = other.view(np.asarray(leaf).dtype).reshape(leaf.shape)
+                seen.add(
+                    tuple(np.asarray(checkpoints.fingerprint([*tree[:number], changed, *tree[number + 1 :]])).tolist())
+                )
+                changes += 1
+    assert len(seen) == changes + 1
+
+
+def test_swapped_entries_change_the_fingerprint():
+    a = jnp.arange(6.0).reshape(2, 3)
+    prints = [np.asarray(checkpoints.fingerprint(t)).tolist() for t in ([a], [a.reshape(3, 2).T], [a[::-1]], [a, a])]
+    assert len({tuple(p) for p in prints}) == 4
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="the folder cannot be written"), checkpoints.open_folder(tmp_path / "file"):
+        pass
+
+
+FULL = """
+import resource, sys
+import jax, numpy as np
+from funcnet import checkpoints
+small, large = np.zeros(10, np.float32), np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+like = [jax.numpy.asarray(small)]
+with checkpoints.open_folder(sys.argv[1]) as folder:
+    checkpoints.save(folder, 1, like)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    with checkpoints.open_folder(sys.argv[1]) as folder:
+        checkpoints.save(folder, 2, [jax.numpy.asarray(large)])
+except OSError as error:
+    print(error)
+with checkpoints.open_folder(sys.argv[1]) as folder:
+    print("found", checkpoints.restore(folder, like).number)
+"""
+
+
+def test_no_room_left(tmp_path):
+    """A limit on the size of files, which needs no file system of its own."""
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path / "c"], capture_output=True, text=True, check=True)
+    error, found = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
+    assert f"checkpoint 2 in {tmp_path / 'c'}: cannot be written" in error
+    assert found == "found 1"
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"1"}

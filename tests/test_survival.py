@@ -1,0 +1,207 @@
+"""Runs that are killed, told to stop or lose a process, and go on: the same weights to the last bit."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import train_mnist
+
+from funcnet import io
+
+SCRIPT = Path(train_mnist.__file__)
+SETTINGS = ["--dataset", "digits", "--hidden-sizes", "64", "--epochs", "40", "--batch-size", "32", "--dropout", "0.1",
+            "--checkpoint-every", "0"]  # fmt: skip
+
+
+def start(*arguments, devices=1, **options):
+    flags = os.environ.get("XLA_FLAGS", "").replace("device_count=8", f"device_count={devices}")
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    environment.pop("FUNCNET_DATA", None)
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def finish(*arguments, code=0, **options):
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out, err
+
+
+def weights(run_dir):
+    return (run_dir / "weights.safetensors").read_bytes()
+
+
+def contents(run_dir):
+    """Every file, the checkpoints' own by their number alone."""
+    return {path.relative_to(run_dir).parts[:2] for path in run_dir.rglob("*") if path.is_file()}
+
+
+def without_times(run_dir):
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "samples_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    finish(*SETTINGS, "--run-dir", run_dir)
+    return run_dir
+
+
+def wait_for(process, seen):
+    """Until it can be seen, or the process has ended."""
+    while process.poll() is None and not seen():
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, uninterrupted, kills):
+    """SIGKILL again and again, at its start, between epochs and inside the writing of checkpoints."""
+    run_dir, rng = tmp_path / "run", random.Random(kills)
+    inside = 0
+    for kill in range(kills):
+        begun = (run_dir / "config.json").is_file()
+        process = start(*(["--resume", run_dir] if begun else [*SETTINGS, "--run-dir", run_dir]))
+        if kill % 2:  # as soon as a checkpoint is half there
+            old = set(run_dir.glob("checkpoints/*tmp*"))
+            wait_for(process, lambda old=old: set(run_dir.glob("checkpoints/*tmp*")) - old)
+        else:
+            until = time.monotonic() + rng.uniform(0, 6)
+            wait_for(process, lambda until=until: time.monotonic() > until)
+        process.kill()
+        process.communicate()
+        inside += any(run_dir.glob("checkpoints/*tmp*"))
+    assert inside >= kills // 4
+    finish("--resume", run_dir)
+    assert weights(run_dir) == weights(uninterrupted)
+    assert without_times(run_dir) == without_times(uninterrupted)
+    assert {top for top, *_ in contents(run_dir)} == {top for top, *_ in contents(uninterrupted)}
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"37", "38", "39"}
+
+
+def test_told_to_stop(tmp_path, uninterrupted):
+    """SIGTERM: a checkpoint, an exit code of its own, and what to type."""
+    run_dir = tmp_path / "run"
+    process = start(*SETTINGS[:-1], "1e9", "--run-dir", run_dir)
+    wait_for(process, (run_dir / "metrics.jsonl").exists)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 75
+    epochs = int(re.search(rf"told to stop after (\d+) epochs; go on with --resume {run_dir}", err)[1])
+    assert 1 <= epochs < 40
+    assert {path.name for path in run_dir.iterdir()} == {"checkpoints", "config.json", "metrics.jsonl"}
+    _, err = finish("--resume", run_dir)
+    assert f"going on after {epochs} epochs" in err
+    assert weights(run_dir) == weights(uninterrupted)
+
+
+def test_ctrl_c_can_be_taken_back(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    process = start(*SETTINGS, "--run-dir", run_dir)
+    wait_for(process, (run_dir / "metrics.jsonl").exists)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=100)
+    assert process.returncode == 130
+    finish("--resume", run_dir)
+    assert weights(run_dir) == weights(uninterrupted)
+    assert contents(run_dir) == contents(uninterrupted)
+
+
+def test_on_another_mesh(tmp_path, uninterrupted):
+    """The first epochs on four devices, the rest on two others, or on one: the same run, to rounding."""
+    run_dir = tmp_path / "run"
+    process = start(*SETTINGS, "--mesh", "data=4", "--run-dir", run_dir, devices=4)
+    wait_for(process, (run_dir / "checkpoints" / "10").exists)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
+    assert process.returncode == 75
+    finish("--resume", run_dir, "--mesh", "data=2,model=2", devices=4)
+    for (W, b), (V, c) in zip(
+        io.load_params(run_dir / "weights.safetensors"),
+        io.load_params(uninterrupted / "weights.safetensors"),
+        strict=True,
+    ):
+        np.testing.assert_allclose(W, V, atol=1e-3)
+        np.testing.assert_allclose(b, c, atol=1e-3)
+    ours, theirs = without_times(run_dir), without_times(uninterrupted)
+    np.testing.assert_allclose([r["train_loss"] for r in ours], [r["train_loss"] for r in theirs], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hidden-sizes", "32"], "hidden_sizes is (32,), but that run began with (64,)"),
+        (["--seed", "1"], "seed is 1, but that run began with 0"),
+        (["--recipe", "plain"], "--recipe, --repeat and --resume are ways to start; give one of them"),
+        (["--run-dir", "elsewhere"], "goes on in that folder; --run-dir is elsewhere"),
+    ],
+)
+def test_another_run_is_refused(uninterrupted, arguments, message):
+    _, err = finish("--resume", uninterrupted, *arguments, code=1)
+    assert message in err
+
+
+def test_nothing_to_go_on_from(tmp_path):
+    _, err = finish("--resume", tmp_path, code=1)
+    assert f"--resume {tmp_path}: no run has begun there: there is no config.json in it" in err
+
+
+def test_checkpoints_that_cannot_be_written(tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(*SETTINGS, "--run-dir", run_dir)
+    wait_for(process, (run_dir / "checkpoints").exists)
+    process.kill()
+    process.communicate()
+    for path in sorted((run_dir / "checkpoints").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (run_dir / "checkpoints").rmdir()
+    (run_dir / "checkpoints").write_text("in the way")
+    _, err = finish("--resume", run_dir, code=1)
+    assert f"train_mnist: checkpoints in {run_dir / 'checkpoints'}: the folder cannot be written" in err
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start_two(*arguments):
+    address = f"127.0.0.1:{free_port()}"
+    return [start(*arguments, "--coordinator", address, "--processes", 2, "--process", i, devices=2) for i in range(2)]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_stops_the_others(tmp_path, uninterrupted, victim):
+    """With an error and in bounded time; then the run goes on, in two processes or in one."""
+    run_dir = tmp_path / "run"
+    two = start_two(*SETTINGS, "--mesh", "data=4", "--run-dir", run_dir)
+    wait_for(two[0], (run_dir / "checkpoints" / "3").exists)
+    two[victim].kill()
+    two[victim].communicate()
+    _, err = two[1 - victim].communicate(timeout=60)
+    assert two[1 - victim].returncode != 0
+    assert err.strip()
+    if victim:
+        finish("--resume", run_dir)
+    else:
+        two = start_two("--resume", run_dir, "--mesh", "data=4")
+        results = [process.communicate(timeout=300) for process in two]
+        assert [process.returncode for process in two] == [0, 0], results
+        assert "accuracy" in results[0][0]
+        assert results[1][0] == ""  # one of them prints
+    ours, theirs = without_times(run_dir), without_times(uninterrupted)
+    np.testing.assert_allclose([r["train_loss"] for r in ours], [r["train_loss"] for r in theirs], rtol=1e-3)
+    assert len(ours) == 40
