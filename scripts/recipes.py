@@ -196,7 +196,7 @@ def read(path: Path) -> Config:
         if not _fits(value, hints[name]):
             hint = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name])
             raise ValueError(f"{path}: {name} is {value!r}, expected {hint.replace('typing.', '')}")
-    settings |= {"run_dir": None, "repeat": path, "resume": None}
+    settings |= dict.fromkeys(("run_dir", "resume", "coordinator", "processes", "process")) | {"repeat": path}
     settings["hidden_sizes"] = tuple(settings["hidden_sizes"])
     settings["distortion"] = Distortion(**settings["distortion"])
     settings["data_dir"] = settings["data_dir"] and Path(settings["data_dir"])
@@ -247,7 +247,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is tuple:
         return isinstance(value, list) and all(_fits(v, int) for v in value)
     kinds: dict[Any, Any] = {float: (int, float), Path: str}
-    return isinstance(value, kinds.get(hint, hint)) and not isinstance(value, bool)
+    return isinstance(value, kinds.get(hint, hint)) and isinstance(value, bool) == (hint is bool)
 
 
 def check(config: Config) -> None:

@@ -229,7 +229,7 @@ def fit(
             fed = program.feed(keys[len(history) + 1]) if keys else None
             for number, epoch_key in keys.items():
                 if told_to_stop(number - 1):
-                    checkpoint(folder, key, whole, history, config)
+                    checkpoint(folder, program, key, whole, history, config)
                     raise Preempted(f"told to stop after {number - 1} epochs; go on with --resume {run_dir}")
                 began = time.perf_counter()
                 state, metrics = program.epoch(state, epoch_key, strength(config, number), *fed)
@@ -253,10 +253,10 @@ def fit(
                                          f"{rate:,.0f} samples/s")  # fmt: skip
                 progress.update()
                 if agreed(number < config.epochs and time.monotonic() - saved_at >= config.checkpoint_every):
-                    checkpoint(folder, key, whole, history, config)
+                    checkpoint(folder, program, key, whole, history, config)
                     saved_at = time.monotonic()
         except KeyboardInterrupt:
-            checkpoint(folder, key, whole, history, config)
+            checkpoint(folder, program, key, whole, history, config)
             return whole, history, True
     return whole, history, False
 
@@ -265,7 +265,7 @@ def take_up(config, program, key, folder) -> tuple[training.TrainState, list[dic
     """Where the run starts, or goes on: the state, and a row for each epoch behind it."""
     if config.resume is None:
         return program.state, []
-    found = checkpoints.restore(folder, {"state": program.state, "key": jax.random.key_data(key)})
+    found = checkpoints.restore(folder, like=whole_run(program, program.state, key))
     if found is None:
         say(f"no checkpoint in {config.resume}: from the beginning")
         return program.state, []
@@ -273,14 +273,19 @@ def take_up(config, program, key, folder) -> tuple[training.TrainState, list[dic
     return found.tree["state"], found.notes["history"]
 
 
-def checkpoint(folder, key, state, history, config) -> None:
+def checkpoint(folder, program, key, state, history, config) -> None:
     """Save all that the rest of the run follows from: of the data, the next epoch's order follows from key and number.
 
     Written in the background; nothing is done if it is there already.
     """
     if folder.latest_step() != len(history):
         notes = {"history": history, "config": json.loads(as_json(config))}
-        checkpoints.save(folder, len(history), {"state": state, "key": jax.random.key_data(key)}, notes)
+        checkpoints.save(folder, len(history), whole_run(program, state, key), notes)
+
+
+def whole_run(program, state, key) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    return {"state": state, "key": program.place(np.asarray(jax.random.key_data(key)))}
 
 
 def agreed(wish: bool) -> bool:

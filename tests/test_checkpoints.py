@@ -98,7 +98,7 @@ def test_another_network_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r".params\[0\]\[0\] is float32\[6, 8\], expected bfloat16\[6, 8\]"):
         restored(tmp_path, a_state(dtype=jnp.bfloat16))
     state = training.init_state(funcnet.init(jax.random.key(0), (6, 8, 4)), funcnet.sgd(0.1))
-    with pytest.raises(ValueError, match=r"opt_state.* expected no such array"):
+    with pytest.raises(ValueError, match=r"opt_state.step is not there, expected int32"):
         restored(tmp_path, state)
     assert restored(tmp_path).number == 3  # refusing has moved nothing
 
@@ -112,7 +112,7 @@ def test_damage_is_never_believed(tmp_path, harm):
     """In each file of the newest checkpoint: what is given back is right, or the one before with a warning."""
     whole = saved(tmp_path / "whole")
     rng, path = random.Random(0), tmp_path / "checkpoints"
-    believed, names = 0, [file.relative_to(whole) for file in files_of(whole / "3")]
+    noticed, names = set(), [file.relative_to(whole) for file in files_of(whole / "3")]
     for name in names:
         shutil.copytree(whole, path)
         content = bytearray((path / name).read_bytes())
@@ -128,10 +128,11 @@ def test_damage_is_never_believed(tmp_path, harm):
         for warning in caught:
             assert f"checkpoint {path / '3'} is damaged" in str(warning.message)
             assert (tmp_path / "checkpoints-damaged" / "3").is_dir()
-        believed += not caught
+        if caught:
+            noticed.add(name.as_posix().rpartition("/")[0])
         shutil.rmtree(path)
         shutil.rmtree(tmp_path / "checkpoints-damaged", ignore_errors=True)
-    assert believed < len(names) / 2 + 2  # markers, and what orbax does not read again
+    assert {"3/sealed", "3/tree", "3/tree/d"} <= noticed  # the rest are markers, and what orbax does not read again
 
 
 def test_all_damaged(tmp_path):

@@ -244,5 +244,5 @@ def test_two_processes_learn_what_one_does(tmp_path, data, mesh, request):
     (alone,) = loss_curves(tmp_path, 1, data, "")
     assert first == second
     assert len(alone) == (469 if data == "mnist" else 12)
-    assert alone[-1] < alone[0] / 2
+    assert alone[-1] < 0.8 * alone[0]
     np.testing.assert_allclose(first, alone, rtol=1e-5)

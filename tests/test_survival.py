@@ -34,13 +34,13 @@ def start(*arguments, devices=1, **options):
 
 def finish(*arguments, code=0, **options):
     process = start(*arguments, **options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     return out, err
 
 
 def weights(run_dir):
-    return (run_dir / "weights.safetensors").read_bytes()
+    return [np.asarray(leaf).tobytes() for layer in io.load_params(run_dir / "weights.safetensors") for leaf in layer]
 
 
 def contents(run_dir):
@@ -195,13 +195,14 @@ def test_a_process_that_dies_stops_the_others(tmp_path, uninterrupted, victim):
     assert two[1 - victim].returncode != 0
     assert err.strip()
     if victim:
-        finish("--resume", run_dir)
+        finish("--resume", run_dir, "--mesh", "")
     else:
         two = start_two("--resume", run_dir, "--mesh", "data=4")
-        results = [process.communicate(timeout=300) for process in two]
+        results = [process.communicate(timeout=120) for process in two]
         assert [process.returncode for process in two] == [0, 0], results
         assert "accuracy" in results[0][0]
-        assert results[1][0] == ""  # one of them prints
+        printed = [line for line in results[1][0].splitlines() if not line.startswith("[Gloo]")]
+        assert printed == []  # the other one prints
     ours, theirs = without_times(run_dir), without_times(uninterrupted)
     np.testing.assert_allclose([r["train_loss"] for r in ours], [r["train_loss"] for r in theirs], rtol=1e-3)
     assert len(ours) == 40
