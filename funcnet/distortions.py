@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from funcnet.training import scale_pixels
 
@@ -38,13 +37,13 @@ SIMARD = Distortion(alpha=34.0, sigma=4.0)  # the elastic deformation of the pap
 CIRESAN = Distortion(rotation=15.0, scale=0.175, alpha=37.0, sigma=5.5)  # the middle of the paper's ranges
 
 
-def scaled(amounts: Distortion, factor: ArrayLike) -> Distortion:
-    """A weaker or stronger one: all but the width of the bumps, times `factor`.
+def scaled(amounts: Distortion, factor: float) -> Distortion:
+    """A weaker or stronger one: all but the width of the bumps, times `factor`, which may be traced.
 
     >>> scaled(Distortion(rotation=10.0, alpha=36.0), 0.5)
     Distortion(rotation=5.0, shear=0.0, scale=0.0, shift=0.0, alpha=18.0, sigma=4.0)
     """
-    return Distortion(*(amount * factor for amount in amounts[:-1]), amounts.sigma)
+    return Distortion(*(amount * factor for amount in amounts[:-1]), sigma=amounts.sigma)
 
 
 def distort(

@@ -56,7 +56,11 @@ def make_mesh(text: str, *, axis_type: AxisType = AxisType.Auto) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """All of it on every device."""
+    """All of it on every device.
+
+    >>> replicated(make_mesh("data=1")).spec
+    P()
+    """
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -171,7 +175,7 @@ def deal(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) -> tuple[Ar
 
     def dealt(a):
         shape = indices.shape + a.shape[1:]
-        return jax.make_array_from_callback(shape, columns, lambda part: a[indices[part[:2]]])
+        return jax.make_array_from_callback(shape, columns, lambda part: a[indices[tuple(part or ())[:2]]])
 
     return dealt(x), dealt(y)
 

@@ -220,19 +220,19 @@ def saved(run_dir: Path) -> Config:
     return replace(read(run_dir / "config.json"), repeat=None, resume=run_dir, run_dir=run_dir)
 
 
-def check_same_run(config: Config) -> None:
+def check_same_run(config: Config, run_dir: Path) -> None:
     """Refuse to go on with a run under other settings.
 
     Raises:
       ValueError: says which of them differs.
     """
-    before = saved(config.resume)
+    before = saved(run_dir)
     for name, value in asdict(config).items():
         was = asdict(before)[name]
         if name not in FREE_TO_CHANGE and value != was:
-            raise ValueError(f"--resume {config.resume}: {name} is {value!r}, but that run began with {was!r}")
-    if config.run_dir not in (None, config.resume):
-        raise ValueError(f"--resume {config.resume} goes on in that folder; --run-dir is {config.run_dir}")
+            raise ValueError(f"--resume {run_dir}: {name} is {value!r}, but that run began with {was!r}")
+    if config.run_dir not in (None, run_dir):
+        raise ValueError(f"--resume {run_dir} goes on in that folder; --run-dir is {config.run_dir}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -289,4 +289,4 @@ def check(config: Config) -> None:
     if config.validation == 0 and not config.test:
         raise ValueError("--no-test leaves the validation images to look at, and --validation is 0: hold some out")
     if config.resume is not None:
-        check_same_run(config)
+        check_same_run(config, config.resume)

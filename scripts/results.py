@@ -36,12 +36,12 @@ def row(config: Config, run_dirs: list[Path]) -> str:
     times = f"{config.committee} x " if config.committee > 1 else ""
     widths = "-".join(map(str, (len(params[0][0]), *(len(b) for _, b in params))))
     cells = [config.recipe, times + widths, f"{times}{count_parameters(params):,}", config.epochs, f"{minutes:.1f} min",
-             error(finals, "test"), error(finals, "test, averaged") if config.views > 1 else "",
+             test_error(finals, "test"), test_error(finals, "test, averaged") if config.views > 1 else "",
              RECIPES[config.recipe].literature]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def error(finals: list[dict], part: str) -> str:
+def test_error(finals: list[dict], part: str) -> str:
     """Percent, with its spread over the runs."""
     errors = [100 * (1 - end["scores"][part]["accuracy"]) for end in finals]
     spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""

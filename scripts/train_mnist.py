@@ -151,7 +151,7 @@ def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, A
     optimizer = make_optimizer(config, steps_per_epoch=-(-samples // config.batch_size))
     network = {"hidden": activations.from_name(config.activation), "compute_dtype": config.compute_dtype}
 
-    def settings(strength):
+    def settings(strength) -> dict[str, Any]:
         transform = make_transform(config, sizes[0], strength)
         regularized = {"transform": transform, "augment": make_augment(config), "masks": make_masks(config)}
         return regularized | network | {"accumulate": config.accumulate}
@@ -214,7 +214,7 @@ def over_mesh(config, step, state, weights, network, data) -> Program:
 
 
 def fit(
-    config, program, key, data, validation, run_dir, folder, told_to_stop
+    config: Config, program: Program, key, data, validation, run_dir, folder, told_to_stop
 ) -> tuple[training.TrainState, list[dict[str, float]], bool]:
     """Run the epochs; the state after the last whole one, a row for each, and whether Ctrl-C ended it."""
     state, history = take_up(config, program, key, folder)
@@ -225,15 +225,18 @@ def fit(
         total=config.epochs, initial=len(history), unit="epoch", dynamic_ncols=True, disable=not is_writer()
     ) as progress:
         try:
-            keys = {number: jax.random.fold_in(key, number) for number in range(len(history) + 1, config.epochs + 1)}
-            fed = program.feed(keys[len(history) + 1]) if keys else None
-            for number, epoch_key in keys.items():
+            first = len(history) + 1
+            epoch_key = jax.random.fold_in(key, first)
+            fed = program.feed(epoch_key)
+            for number in range(first, config.epochs + 1):
                 if told_to_stop(number - 1):
                     checkpoint(folder, program, key, whole, history, config)
                     raise Preempted(f"told to stop after {number - 1} epochs; go on with --resume {run_dir}")
                 began = time.perf_counter()
                 state, metrics = program.epoch(state, epoch_key, strength(config, number), *fed)
-                fed = program.feed(keys[number + 1]) if number < config.epochs else None  # while the devices work
+                next_key = jax.random.fold_in(key, number + 1)
+                if number < config.epochs:
+                    fed = program.feed(next_key)  # while the devices are at work
                 row = {"epoch": number, **as_floats(metrics, "train_")}
                 rate = n / (time.perf_counter() - began)
                 if not np.isfinite(row["train_loss"]):
@@ -247,7 +250,7 @@ def fit(
                     scores = evaluate(program, program.weights(state), validation)
                     row |= {f"validation_{name}": value for name, value in scores.items()}
                 row["samples_per_second"] = round(rate)
-                whole, history = copy(state), [*history, row]
+                whole, history, epoch_key = copy(state), [*history, row], next_key
                 write_metrics(run_dir, history)
                 progress.set_postfix_str(f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}, "
                                          f"{rate:,.0f} samples/s")  # fmt: skip
@@ -312,7 +315,7 @@ def find_fault(config, program, state, key, data, strength) -> tuple[int | None,
 
 def views_logits(config, program, params, x) -> Array:
     """The committee of deformed views of each image: what the network says of all of them together."""
-    half = make_transform(config, x.shape[1], 0.5)
+    half = make_transform(config, x.shape[1], 0.5) or training.scale_pixels
     keys = jax.random.split(jax.random.key(config.seed), config.views)
     return training.committee(jnp.stack([program.logits(params, half(key, x)) for key in keys]))
 
@@ -358,7 +361,7 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer
     return averaged(optimizer, config.average) if config.average else optimizer
 
 
-def make_transform(config: Config, pixels: int, strength: ArrayLike) -> training.Transform | None:
+def make_transform(config: Config, pixels: int, strength: Any) -> training.Transform | None:
     """Deformations, if there are any."""
     if config.distortion == NO_DISTORTION:
         return None

@@ -69,7 +69,7 @@ def test_a_run_leaves_everything_behind(tmp_path):
     assert training.evaluate(saved, x, y).accuracy == pytest.approx(result.scores["test"]["accuracy"])
     assert io.load_metadata(result.run_dir / "weights.safetensors")["hidden"] == "relu"
     table = train_mnist.report(result)
-    for part in ("train", "validation", "test recall", "compile", "samples/s", "weights.safetensors"):
+    for part in ("train", "validation", "recall, test", "compile", "samples/s", "weights.safetensors"):
         assert part in table
 
 
@@ -165,7 +165,7 @@ def test_every_recipe_runs(name, tmp_path):
     [
         ("not json", "not the configuration of a run: Expecting value"),
         ("[1]", "of a run of this version: list unknown or missing"),
-        ('{"epochs": 3, "epoch": 3}', r"\['activation', 'average', .*'epoch', .* unknown or missing"),
+        ('{"epochs": 3, "epoch": 3}', r"\['accumulate', 'activation', .*'epoch', .* unknown or missing"),
         (with_setting("epochs", "many"), "epochs is 'many', expected int"),
         (with_setting("lr", True), "lr is True, expected float"),
         (with_setting("optimizer", "lion"), "optimizer is 'lion', expected .*'adamw', 'rmsprop', 'sgd'"),
@@ -259,7 +259,9 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
     state = training.init_state(
         [(np.ones((2, 3), np.float32), np.ones(3, np.float32))], train_mnist.optimizers.sgd(0.1)
     )
-    program = train_mnist.Program(state, None, lambda *args: (None, None), lambda key: (None, None), None, None, None)
+    program = train_mnist.Program(
+        state, None, lambda *args: (None, None), lambda key: (None, None), None, None, jax.device_put
+    )
     config, key = digits(tmp_path), jax.random.key(0)
     with train_mnist.checkpoints.open_folder(tmp_path / "checkpoints") as folder:
         state, history, stopped = train_mnist.fit(
