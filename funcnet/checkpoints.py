@@ -99,8 +99,8 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
                           "notes": notes or {}})  # fmt: skip
     sealed = {"content": content, "sha256": hashlib.sha256(content.encode()).hexdigest()}
     if not hasattr(jax, "set_mesh") and any(len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(tree)):
-        raise OSError(f"checkpoint {number} in {manager.directory}: cannot be written: its arrays lie on several devices, "
-                      f"and orbax needs a newer jax for that than {jax.__version__}")  # fmt: skip
+        raise OSError(f"checkpoint {number} in {manager.directory}: cannot be written: its arrays lie on several "
+                      f"devices, and orbax needs a newer jax for that than {jax.__version__}")  # fmt: skip
     args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), sealed=ocp.args.JsonSave(sealed))
     with _write_errors(manager, number):
         manager.save(number, args=args, force=True)
