@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
+from processes import is_writer, say
 from recipes import Config, as_json
 
-from funcnet import io, softmax_cross_entropy
+from funcnet import checkpoints, io, softmax_cross_entropy
 from funcnet.mlp import Params
 
 CONFIG, METRICS, SCORES, WEIGHTS, CHECKPOINTS = (
@@ -48,9 +49,23 @@ def open_run_dir(config: Config, name: str) -> Path:
     return run_dir
 
 
-def is_writer() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return jax.process_index() == 0
+def take_up(folder: Any, config: Config, whole: Any) -> tuple[Any, list[dict[str, float]]]:
+    """Where the run starts, or goes on: `whole`, or what was saved of it, and a row for each epoch behind it."""
+    if config.resume is None:
+        return whole, []
+    found = checkpoints.restore(folder, like=whole)
+    if found is None:
+        say(f"no checkpoint in {config.resume}: from the beginning")
+        return whole, []
+    say(f"going on after {found.number} epochs")
+    return found.tree, found.notes["history"]
+
+
+def checkpoint(folder: Any, config: Config, whole: Any, history: list[dict[str, float]]) -> None:
+    """Save the run after its last whole epoch, in the background; nothing is done if that is there already."""
+    if folder.latest_step() != len(history):
+        notes = {"history": history, "config": json.loads(as_json(config))}
+        checkpoints.save(folder, len(history), whole, notes)
 
 
 def write_metrics(run_dir: Path, history: list[dict[str, float]]) -> None:

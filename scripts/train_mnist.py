@@ -5,48 +5,39 @@ python scripts/train_mnist.py --hidden-sizes 800 400 --epochs 20
 python scripts/train_mnist.py --recipe distort      # --help lists the recipes
 """
 
-import json
-import math
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
-from jax.typing import ArrayLike
-from recipes import NO_DISTORTION, Config, as_json, check, described, from_command_line
+from processes import INTERRUPTED, PREEMPTED, Preempted, agreed, is_writer, join, leave, say, told_to_stop
+from programs import Program, build, make_transform
+from recipes import Config, check, described, from_command_line
 from run_folder import (
     CHECKPOINTS,
     SCORES,
     check_free,
-    is_writer,
+    checkpoint,
     members,
     open_run_dir,
     save_weights,
+    take_up,
     write_json,
     write_metrics,
 )
 from tqdm import tqdm
 
-from funcnet import activations, checkpoints, datasets, init, optimizers, plotting, sharding, summary, training
-from funcnet.distortions import distort, scaled
+from funcnet import checkpoints, datasets, plotting, summary, training
 from funcnet.losses import softmax_cross_entropy
 from funcnet.mlp import Params
-from funcnet.regularizers import averaged, dropout_masks, max_norm, smooth_labels, virtual_adversarial
-
-HEARTBEAT = 20  # seconds without a sign of life after which a process is taken for dead
-INTERRUPTED, PREEMPTED = 130, 75  # exit codes: Ctrl-C's usual one; EX_TEMPFAIL of sysexits.h, "try again"
+from funcnet.regularizers import smooth_labels
 
 
 @dataclass(frozen=True)
@@ -62,29 +53,12 @@ class Result:
     interrupted: bool
 
 
-class Preempted(Exception):  # noqa: N818
-    """The run was told to stop, and has saved a checkpoint to go on from."""
-
-
-class Program(NamedTuple):
-    """What a configuration amounts to: where to start, and pure functions; for a committee, with an axis in front."""
-
-    state: training.TrainState
-    step: Callable[..., Any]  # strength of the deformations -> step of one network, as from `make_step`
-    epoch: Callable[..., Any]  # (state, key, strength, x, y) -> (state, metrics)
-    feed: Callable[[Array], tuple[Any, Any]]  # the epoch's key -> its x and y, where they are needed
-    weights: Callable[[training.TrainState], Params]  # what is evaluated and saved
-    logits: Callable[[Params, ArrayLike], Array]  # (weights, x) -> (N, K), of the whole committee
-    place: Callable[[Any], Any]  # puts what is to be evaluated where it is needed
-    shardings: Any = None  # of the state, if there is a mesh
-
-
-def train(config: Config, told_to_stop: Callable[[int], bool] = lambda done: False) -> Result:
+def train(config: Config, asked_to_stop: Callable[[int], bool] = lambda done: False) -> Result:
     """Train, then look at the test set once, and leave everything in the run folder.
 
     Args:
       config: the settings.
-      told_to_stop: asked at the end of each epoch, with how many there were.
+      asked_to_stop: called before each epoch, with how many there were.
 
     Raises:
       Preempted: it was told to stop; there is a checkpoint.
@@ -114,7 +88,7 @@ def train(config: Config, told_to_stop: Callable[[int], bool] = lambda done: Fal
     run_dir = open_run_dir(config, name)  # so late that Ctrl-C before leaves nothing behind
     compiled = time.perf_counter()
     with checkpoints.open_folder(run_dir / CHECKPOINTS, keep=config.keep) as folder:
-        fitted = fit(config, program, key_epochs, (x, targets), seen.get("validation"), run_dir, folder, told_to_stop)
+        fitted = fit(config, program, key_epochs, (x, targets), seen.get("validation"), run_dir, folder, asked_to_stop)
     state, history, interrupted = fitted
     seconds = {"compile": compiled - began, "run": time.perf_counter() - compiled}
     if is_writer() and not any((run_dir / CHECKPOINTS).iterdir()):
@@ -145,79 +119,17 @@ def train(config: Config, told_to_stop: Callable[[int], bool] = lambda done: Fal
     return result
 
 
-def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, Any]) -> Program:
-    """The program of a configuration: for one network, for one over a mesh, or for a committee by `vmap`."""
-    samples = len(data[0])
-    optimizer = make_optimizer(config, steps_per_epoch=-(-samples // config.batch_size))
-    network = {"hidden": activations.from_name(config.activation), "compute_dtype": config.compute_dtype}
-
-    def settings(strength) -> dict[str, Any]:
-        transform = make_transform(config, sizes[0], strength)
-        regularized = {"transform": transform, "augment": make_augment(config), "masks": make_masks(config)}
-        return regularized | network | {"accumulate": config.accumulate}
-
-    def step(strength):
-        return training.make_step(optimizer, **settings(strength))
-
-    def epoch(state, key, strength, x, y):
-        return training.make_epoch(optimizer, batch_size=config.batch_size, **settings(strength))(state, key, x, y)
-
-    def start(key):
-        return training.init_state(init(key, sizes), optimizer)
-
-    def weights(state):
-        return state.opt_state.average if config.average else state.params
-
-    def logits(params, x):
-        return training.outputs(params, x, **network)
-
-    if config.mesh:
-        return over_mesh(config, step, start(key), weights, network, data)
-    resident = jax.device_put(data)
-    one = Program(start(key), step, epoch, lambda _: resident, weights, logits, jax.device_put)
-    return one if config.committee == 1 else committee_of(config.committee, start, key, one)
-
-
-def committee_of(networks: int, start: Callable[[Array], training.TrainState], key: Array, one: Program) -> Program:
-    """Several networks side by side, each with its own weights and its own order of the samples."""
-
-    def epoch(state, key, strength, x, y):
-        return jax.vmap(one.epoch, (0, 0, None, None, None))(state, jax.random.split(key, networks), strength, x, y)
-
-    @jax.jit
-    def logits(params, x):
-        return training.committee(jax.lax.map(lambda params: one.logits(params, x), params))
-
-    return one._replace(state=jax.vmap(start)(jax.random.split(key, networks)), epoch=epoch, logits=logits)
-
-
-def over_mesh(config, step, state, weights, network, data) -> Program:
-    """The same steps on the same batches, spread over the devices of a mesh."""
-    mesh = sharding.make_mesh(config.mesh)
-    shardings = sharding.state_shardings(state, mesh)
-    everywhere, rows = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec("data"))
-
-    def epoch(state, key, strength, x, y):
-        return training.make_dealt_epoch(step(strength), samples=len(data[0]))(state, key, x, y)
-
-    def feed(key):
-        return sharding.deal(key, *data, batch_size=config.batch_size, mesh=mesh)
-
-    def spread(key, x):
-        x = training.scale_pixels(key, x)
-        return x if len(x) % mesh.shape["data"] else jax.lax.with_sharding_constraint(x, rows)
-
-    logits = jax.jit(partial(training.outputs, transform=spread, **network), out_shardings=everywhere)
-    gather = jax.jit(weights, out_shardings=everywhere)
-    place = partial(sharding.put, shardings=everywhere)
-    return Program(sharding.put(state, shardings), step, epoch, feed, gather, logits, place, shardings)
-
-
 def fit(
-    config: Config, program: Program, key, data, validation, run_dir, folder, told_to_stop
+    config: Config, program: Program, key, data, validation, run_dir, folder, asked_to_stop
 ) -> tuple[training.TrainState, list[dict[str, float]], bool]:
     """Run the epochs; the state after the last whole one, a row for each, and whether Ctrl-C ended it."""
-    state, history = take_up(config, program, key, folder)
+    key_data = program.place(np.asarray(jax.random.key_data(key)))  # the order of the data follows from it
+
+    def save(state, history):
+        checkpoint(folder, config, {"state": state, "key": key_data}, history)
+
+    start, history = take_up(folder, config, {"state": program.state, "key": key_data})
+    state = start["state"]
     saved_at = time.monotonic()
     n = len(data[0]) * config.committee
     whole = copy(state)  # the epoch takes `state` over; this stays if it does not come back
@@ -229,8 +141,8 @@ def fit(
             epoch_key = jax.random.fold_in(key, first)
             fed = program.feed(epoch_key)
             for number in range(first, config.epochs + 1):
-                if told_to_stop(number - 1):
-                    checkpoint(folder, program, key, whole, history, config)
+                if asked_to_stop(number - 1):
+                    save(whole, history)
                     raise Preempted(f"told to stop after {number - 1} epochs; go on with --resume {run_dir}")
                 began = time.perf_counter()
                 state, metrics = program.epoch(state, epoch_key, strength(config, number), *fed)
@@ -256,44 +168,12 @@ def fit(
                                          f"{rate:,.0f} samples/s")  # fmt: skip
                 progress.update()
                 if agreed(number < config.epochs and time.monotonic() - saved_at >= config.checkpoint_every):
-                    checkpoint(folder, program, key, whole, history, config)
+                    save(whole, history)
                     saved_at = time.monotonic()
         except KeyboardInterrupt:
-            checkpoint(folder, program, key, whole, history, config)
+            save(whole, history)
             return whole, history, True
     return whole, history, False
-
-
-def take_up(config, program, key, folder) -> tuple[training.TrainState, list[dict[str, float]]]:
-    """Where the run starts, or goes on: the state, and a row for each epoch behind it."""
-    if config.resume is None:
-        return program.state, []
-    found = checkpoints.restore(folder, like=whole_run(program, program.state, key))
-    if found is None:
-        say(f"no checkpoint in {config.resume}: from the beginning")
-        return program.state, []
-    say(f"going on after {found.number} epochs")
-    return found.tree["state"], found.notes["history"]
-
-
-def checkpoint(folder, program, key, state, history, config) -> None:
-    """Save all that the rest of the run follows from: of the data, the next epoch's order follows from key and number.
-
-    Written in the background; nothing is done if it is there already.
-    """
-    if folder.latest_step() != len(history):
-        notes = {"history": history, "config": json.loads(as_json(config))}
-        checkpoints.save(folder, len(history), whole_run(program, state, key), notes)
-
-
-def whole_run(program, state, key) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    return {"state": state, "key": program.place(np.asarray(jax.random.key_data(key)))}
-
-
-def agreed(wish: bool) -> bool:
-    """What the first process wishes: clocks differ, and all have to do the same."""
-    return bool(multihost_utils.broadcast_one_to_all(np.bool_(wish))) if jax.process_count() > 1 else wish
 
 
 def strength(config: Config, number: int) -> np.float32:
@@ -348,39 +228,6 @@ def load(config: Config) -> tuple[str, dict[str, tuple[Any, Any]]]:
     return name, {part: arrays for part, arrays in sets.items() if len(arrays[0])}
 
 
-def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer:
-    """The update rule, with its schedule and what is wrapped around it."""
-    lr = config.lr
-    if config.schedule == "cosine" and config.epochs > 0:
-        warmup = steps_per_epoch if config.epochs > 1 else 0
-        lr = optimizers.cosine(lr, total_steps=config.epochs * steps_per_epoch, warmup_steps=warmup)
-    settings = {"sgd": {"momentum": config.momentum}, "adamw": {"weight_decay": config.weight_decay}}
-    optimizer = getattr(optimizers, config.optimizer)(lr, **settings.get(config.optimizer, {}))
-    if config.max_norm:
-        optimizer = max_norm(optimizer, config.max_norm)
-    return averaged(optimizer, config.average) if config.average else optimizer
-
-
-def make_transform(config: Config, pixels: int, strength: Any) -> training.Transform | None:
-    """Deformations, if there are any."""
-    if config.distortion == NO_DISTORTION:
-        return None
-    side = math.isqrt(pixels)
-    return partial(distort, amounts=scaled(config.distortion, strength), image_shape=(side, side))
-
-
-def make_augment(config: Config) -> training.Augment | None:
-    """Virtual adversaries, if there are any."""
-    return partial(virtual_adversarial, radius=config.vat_radius) if config.vat_radius else None
-
-
-def make_masks(config: Config) -> training.MakeMasks | None:
-    """Dropout, if there is any."""
-    if config.dropout == config.input_dropout == 0:
-        return None
-    return partial(dropout_masks, rate=config.dropout, input_rate=config.input_dropout)
-
-
 def draw(result: Result, x_test: np.ndarray, y_test: np.ndarray, p: np.ndarray, committee: int) -> None:
     """The pictures."""
     first, *_ = members(result.params, committee)
@@ -433,47 +280,12 @@ def copy(state: training.TrainState) -> training.TrainState:
     return jax.tree.map(jnp.copy, state)
 
 
-def say(line: str) -> None:
-    """Tell the person; the standard output is for the result."""
-    if is_writer():
-        print(line, file=sys.stderr, flush=True)
-
-
-def join(config: Config) -> None:
-    """Become one of the processes of a run; before anything else is done with JAX.
-
-    Raises:
-      ValueError: settings that do not belong together.
-    """
-    given = config.processes is not None, config.process is not None
-    if config.coordinator in (None, "auto"):
-        if any(given):
-            raise ValueError("--processes and --process belong to --coordinator host:port")
-        if config.coordinator:
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
-        return
-    if not all(given):
-        raise ValueError("--coordinator host:port needs --processes and --process: how many there are, which this is")
-    jax.distributed.initialize(
-        config.coordinator, config.processes, config.process, heartbeat_timeout_seconds=HEARTBEAT
-    )
-
-
-def preemption() -> Callable[[int], bool]:
-    """Whether SIGTERM has come, as a function of the epochs done; several processes agree on after which they stop."""
-    if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point
-    came = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: came.set())
-    return lambda done: came.is_set()
-
-
 def main() -> int:
     """The command line; 0 for a whole run, or 130 after Ctrl-C, 75 after SIGTERM, 1 after a failure."""
     try:
         config = from_command_line()
         join(config)
-        result = train(config, preemption())
+        result = train(config, told_to_stop())
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         print(f"train_mnist: {error}", file=sys.stderr)
         return 1
@@ -481,9 +293,7 @@ def main() -> int:
         say(f"train_mnist: {told}")
         return PREEMPTED
     except KeyboardInterrupt:
-        say("train_mnist: interrupted")
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)  # XLA may be compiling in other threads, and does not survive an ordinary exit then
+        leave()
     if is_writer():
         print(report(result))
     return INTERRUPTED if result.interrupted else 0

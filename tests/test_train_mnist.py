@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import processes
 import pytest
 import recipes
 import results
@@ -19,7 +20,7 @@ from recipes import RECIPES, Config, check, from_command_line
 from train_mnist import train
 
 import funcnet
-from funcnet import io, training
+from funcnet import io, optimizers, training
 from funcnet.distortions import Distortion
 
 SCRIPT = Path(train_mnist.__file__)
@@ -251,14 +252,27 @@ def test_ctrl_c_before_training_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_ctrl_c_that_a_callback_lost_is_minded_before_the_next_epoch():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asked_to_stop = processes.told_to_stop()
+        assert not asked_to_stop(0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            asked_to_stop(1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_mnist, "as_floats", interrupted)
-    state = training.init_state(
-        [(np.ones((2, 3), np.float32), np.ones(3, np.float32))], train_mnist.optimizers.sgd(0.1)
-    )
+    state = training.init_state([(np.ones((2, 3), np.float32), np.ones(3, np.float32))], optimizers.sgd(0.1))
     program = train_mnist.Program(
         state, None, lambda *args: (None, None), lambda key: (None, None), None, None, jax.device_put
     )

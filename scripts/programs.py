@@ -1,0 +1,131 @@
+"""What a configuration of `train_mnist.py` amounts to: where to start, and pure functions."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+from recipes import NO_DISTORTION, Config
+
+from funcnet import activations, init, optimizers, sharding, training
+from funcnet.distortions import distort, scaled
+from funcnet.mlp import Params
+from funcnet.regularizers import averaged, dropout_masks, max_norm, virtual_adversarial
+
+
+class Program(NamedTuple):
+    """What a configuration amounts to: where to start, and pure functions; for a committee, with an axis in front."""
+
+    state: training.TrainState
+    step: Callable[..., Any]  # strength of the deformations -> step of one network, as from `make_step`
+    epoch: Callable[..., Any]  # (state, key, strength, x, y) -> (state, metrics)
+    feed: Callable[[Array], tuple[Any, Any]]  # the epoch's key -> its x and y, where they are needed
+    weights: Callable[[training.TrainState], Params]  # what is evaluated and saved
+    logits: Callable[[Params, ArrayLike], Array]  # (weights, x) -> (N, K), of the whole committee
+    place: Callable[[Any], Any]  # puts what is to be evaluated where it is needed
+    shardings: Any = None  # of the state, if there is a mesh
+
+
+def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, Any]) -> Program:
+    """The program of a configuration: for one network, for one over a mesh, or for a committee by `vmap`."""
+    samples = len(data[0])
+    optimizer = make_optimizer(config, steps_per_epoch=-(-samples // config.batch_size))
+    network = {"hidden": activations.from_name(config.activation), "compute_dtype": config.compute_dtype}
+
+    def settings(strength) -> dict[str, Any]:
+        transform = make_transform(config, sizes[0], strength)
+        regularized = {"transform": transform, "augment": make_augment(config), "masks": make_masks(config)}
+        return regularized | network | {"accumulate": config.accumulate}
+
+    def step(strength):
+        return training.make_step(optimizer, **settings(strength))
+
+    def epoch(state, key, strength, x, y):
+        return training.make_epoch(optimizer, batch_size=config.batch_size, **settings(strength))(state, key, x, y)
+
+    def start(key):
+        return training.init_state(init(key, sizes), optimizer)
+
+    def weights(state):
+        return state.opt_state.average if config.average else state.params
+
+    def logits(params, x):
+        return training.outputs(params, x, **network)
+
+    if config.mesh:
+        return over_mesh(config, step, start(key), weights, network, data)
+    resident = jax.device_put(data)
+    one = Program(start(key), step, epoch, lambda _: resident, weights, logits, jax.device_put)
+    return one if config.committee == 1 else committee_of(config.committee, start, key, one)
+
+
+def committee_of(networks: int, start: Callable[[Array], training.TrainState], key: Array, one: Program) -> Program:
+    """Several networks side by side, each with its own weights and its own order of the samples."""
+
+    def epoch(state, key, strength, x, y):
+        return jax.vmap(one.epoch, (0, 0, None, None, None))(state, jax.random.split(key, networks), strength, x, y)
+
+    @jax.jit
+    def logits(params, x):
+        return training.committee(jax.lax.map(lambda params: one.logits(params, x), params))
+
+    return one._replace(state=jax.vmap(start)(jax.random.split(key, networks)), epoch=epoch, logits=logits)
+
+
+def over_mesh(config, step, state, weights, network, data) -> Program:
+    """The same steps on the same batches, spread over the devices of a mesh."""
+    mesh = sharding.make_mesh(config.mesh)
+    shardings = sharding.state_shardings(state, mesh)
+    everywhere, rows = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec("data"))
+
+    def epoch(state, key, strength, x, y):
+        return training.make_dealt_epoch(step(strength), samples=len(data[0]))(state, key, x, y)
+
+    def feed(key):
+        return sharding.deal(key, *data, batch_size=config.batch_size, mesh=mesh)
+
+    def spread(key, x):
+        x = training.scale_pixels(key, x)
+        return x if len(x) % mesh.shape["data"] else jax.lax.with_sharding_constraint(x, rows)
+
+    logits = jax.jit(partial(training.outputs, transform=spread, **network), out_shardings=everywhere)
+    gather = jax.jit(weights, out_shardings=everywhere)
+    place = partial(sharding.put, shardings=everywhere)
+    return Program(sharding.put(state, shardings), step, epoch, feed, gather, logits, place, shardings)
+
+
+def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer:
+    """The update rule, with its schedule and what is wrapped around it."""
+    lr = config.lr
+    if config.schedule == "cosine" and config.epochs > 0:
+        warmup = steps_per_epoch if config.epochs > 1 else 0
+        lr = optimizers.cosine(lr, total_steps=config.epochs * steps_per_epoch, warmup_steps=warmup)
+    settings = {"sgd": {"momentum": config.momentum}, "adamw": {"weight_decay": config.weight_decay}}
+    optimizer = getattr(optimizers, config.optimizer)(lr, **settings.get(config.optimizer, {}))
+    if config.max_norm:
+        optimizer = max_norm(optimizer, config.max_norm)
+    return averaged(optimizer, config.average) if config.average else optimizer
+
+
+def make_transform(config: Config, pixels: int, strength: Any) -> training.Transform | None:
+    """Deformations, if there are any."""
+    if config.distortion == NO_DISTORTION:
+        return None
+    side = math.isqrt(pixels)
+    return partial(distort, amounts=scaled(config.distortion, strength), image_shape=(side, side))
+
+
+def make_augment(config: Config) -> training.Augment | None:
+    """Virtual adversaries, if there are any."""
+    return partial(virtual_adversarial, radius=config.vat_radius) if config.vat_radius else None
+
+
+def make_masks(config: Config) -> training.MakeMasks | None:
+    """Dropout, if there is any."""
+    if config.dropout == config.input_dropout == 0:
+        return None
+    return partial(dropout_masks, rate=config.dropout, input_rate=config.input_dropout)
