@@ -32,7 +32,7 @@ import peers
 import tyro
 
 import funcnet
-from funcnet import datasets, distortions, per_sample, plotting, training
+from funcnet import datasets, distortions, per_sample, plotting, sharding, training
 
 SMALL, WIDE, LARGE = (784, 128, 10), (784, 800, 10), (784, 1024, 1024, 10)
 RATE = 0.1
@@ -321,6 +321,38 @@ def sweep_suite(seconds: float) -> Iterator[Row]:
         yield from compare(f"16 x {name_of(sizes)}", candidates, seconds)
 
 
+def mesh_suite(seconds: float) -> Iterator[Row]:
+    """An epoch of 15,000 images over a mesh of one device, against none; and with its batches dealt by the host."""
+    x, y = datasets.load_mnist().train
+    data, mesh = (x[:15_000], y[:15_000]), sharding.make_mesh("data=1")
+    here, there = jax.device_put(data), sharding.put(data, sharding.replicated(mesh))
+    optimizer, key = funcnet.sgd(RATE), jax.random.key(0)
+    for sizes, batch_size in ((SMALL, 128), (WIDE, 128), (LARGE, 128), (LARGE, 1024)):
+        state = training.init_state(funcnet.init(key, sizes), optimizer)
+        shardings = sharding.state_shardings(state, mesh)
+        spread, outputs = sharding.put(state, shardings), (shardings, None)
+        epoch = training.make_epoch(optimizer, batch_size=batch_size)
+        without = compiled(epoch, state, key, *here)
+        over = jax.jit(epoch, out_shardings=outputs).lower(spread, key, *there).compile()
+
+        deal = partial(sharding.deal, key, *data, batch_size=batch_size, mesh=mesh)
+        dealt = training.make_dealt_epoch(training.make_step(optimizer), samples=len(data[0]))
+        next_up = [deal()]
+        over_dealt = jax.jit(dealt, out_shardings=outputs).lower(spread, key, *next_up[0]).compile()
+
+        def from_host(over_dealt=over_dealt, deal=deal, spread=spread, next_up=next_up):
+            done = over_dealt(spread, key, *next_up.pop())
+            next_up.append(deal())  # while the device is at work, as in the script
+            jax.block_until_ready(done)
+
+        candidates = {
+            "no mesh": call(without, state, key, *here),
+            "data=1": call(over, spread, key, *there),
+            "data=1, dealt": from_host,
+        }
+        yield from compare(f"{name_of(sizes)}, batch {batch_size}", candidates, seconds)
+
+
 IMPORT = "import time; began = time.perf_counter(); import {}; print(time.perf_counter() - began)"
 
 
@@ -490,12 +522,13 @@ SUITES: dict[str, Callable[..., Iterator[Row]]] = {
     "time-to-accuracy": time_to_accuracy_suite,
     "per-sample": per_sample_suite,
     "sweep": sweep_suite,
+    "mesh": mesh_suite,
     "compile": compile_suite,
     "scaling": scaling_suite,
     "inference": inference_suite,
     "distortion": distortion_suite,
 }
-Suite = Literal["step", "epoch", "time-to-accuracy", "per-sample", "sweep", "compile", "scaling", "inference",
+Suite = Literal["step", "epoch", "time-to-accuracy", "per-sample", "sweep", "mesh", "compile", "scaling", "inference",
                 "distortion"]  # fmt: skip
 
 

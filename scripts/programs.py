@@ -56,10 +56,11 @@ def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, A
     def logits(params, x):
         return training.outputs(params, x, **network)
 
+    one = Program(start(key), step, epoch, lambda _: data, weights, logits, jax.device_put)
     if config.mesh:
-        return over_mesh(config, step, start(key), weights, network, data)
-    resident = jax.device_put(data)
-    one = Program(start(key), step, epoch, lambda _: resident, weights, logits, jax.device_put)
+        return over_mesh(config, one, network, data)
+    on_device = jax.device_put(data)
+    one = one._replace(feed=lambda _: on_device)
     return one if config.committee == 1 else committee_of(config.committee, start, key, one)
 
 
@@ -76,26 +77,35 @@ def committee_of(networks: int, start: Callable[[Array], training.TrainState], k
     return one._replace(state=jax.vmap(start)(jax.random.split(key, networks)), epoch=epoch, logits=logits)
 
 
-def over_mesh(config, step, state, weights, network, data) -> Program:
+def over_mesh(config: Config, one: Program, network: dict[str, Any], data: tuple[Any, Any]) -> Program:
     """The same steps on the same batches, spread over the devices of a mesh."""
     mesh = sharding.make_mesh(config.mesh)
-    shardings = sharding.state_shardings(state, mesh)
+    shardings = sharding.state_shardings(one.state, mesh)
     everywhere, rows = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec("data"))
-
-    def epoch(state, key, strength, x, y):
-        return training.make_dealt_epoch(step(strength), samples=len(data[0]))(state, key, x, y)
-
-    def feed(key):
-        return sharding.deal(key, *data, batch_size=config.batch_size, mesh=mesh)
+    place = partial(sharding.put, shardings=everywhere)
 
     def spread(key, x):
         x = training.scale_pixels(key, x)
         return x if len(x) % mesh.shape["data"] else jax.lax.with_sharding_constraint(x, rows)
 
-    logits = jax.jit(partial(training.outputs, transform=spread, **network), out_shardings=everywhere)
-    gather = jax.jit(weights, out_shardings=everywhere)
-    place = partial(sharding.put, shardings=everywhere)
-    return Program(sharding.put(state, shardings), step, epoch, feed, gather, logits, place, shardings)
+    spread_out = one._replace(
+        state=sharding.put(one.state, shardings),
+        weights=jax.jit(one.weights, out_shardings=everywhere),
+        logits=jax.jit(partial(training.outputs, transform=spread, **network), out_shardings=everywhere),
+        place=place,
+        shardings=shardings,
+    )
+    if mesh.size == 1:  # there is nothing to share out: the data stay where they are used
+        on_device = place(data)
+        return spread_out._replace(feed=lambda _: on_device)
+
+    def epoch(state, key, strength, x, y):
+        return training.make_dealt_epoch(one.step(strength), samples=len(data[0]))(state, key, x, y)
+
+    def feed(key):
+        return sharding.deal(key, *data, batch_size=config.batch_size, mesh=mesh)
+
+    return spread_out._replace(epoch=epoch, feed=feed)
 
 
 def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer:
