@@ -3,12 +3,13 @@
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/scaling.py           # on the devices at hand
 python scripts/scaling.py --pod                                                         # on others, by calculation
 
-The time of a step is predicted from three rates, the products' (or memory's, whichever takes longer) and the links':
+The time of a step is predicted from what one device does, at three rates: its products (or the memory that they read
+and write, whichever takes longer), then the update, which is all memory, then the sum over devices:
 
-    max(FLOPs / products per second, bytes / memory per second) + 2 (D - 1) / D * bytes reduced / link per second
+    max(FLOPs / f, product bytes / m) + update bytes / m + 2 (D - 1) / D * bytes reduced / l
 
-The rates of the devices at hand are measured in the same run on a product, a copy and a sum over devices of their own;
-those of a pod are its maker's.
+The rates f, m and l of the devices at hand are measured in the same run, on a product, a copy and a sum of such sizes,
+with all devices at work at once, since forced CPU devices share one processor; those of a pod are its maker's.
 """
 
 import math
@@ -40,7 +41,6 @@ class Rates(NamedTuple):
     flops: float
     memory: float  # bytes
     link: float  # bytes that it sends in a ring
-    shared: int = 1  # devices that share these rates of one processor
 
 
 class Collective(NamedTuple):
@@ -80,19 +80,40 @@ def compile_step(
     return step.lower(*arguments).compile(), arguments
 
 
-def flops(sizes: Sequence[int], batch: int) -> float:
-    """Of a step's products: for a weight and a sample two forwards and four backwards, less the first layer's delta."""
+class Work(NamedTuple):
+    """What one device does in a step."""
+
+    flops: float
+    product_bytes: float
+    update_bytes: float
+    reduced: float  # bytes
+
+
+def work(sizes: Sequence[int], batch: int, data: int, model: int, half: bool, reduced: float) -> Work:
+    """A step with Adam over `data` x `model` devices; `half`: the inputs of its products take two bytes.
+
+    A weight takes two forwards' FLOPs for a sample, and as many for its gradient and for the delta below, except the
+    first layer's. It is read forward and backward, and its gradient is written; `z` and `a` go there and back. The
+    update reads the weight, its gradient and two moments, and writes all but the gradient.
+    """
     weights = [n * m for n, m in pairwise(sizes)]
-    return batch * (6 * sum(weights) - 2 * weights[0])
+    P, rows = sum(weights) / model, batch / data
+    size = 2 if half else 4
+    return Work(
+        flops=rows * (6 * sum(weights) - 2 * weights[0]) / model,
+        product_bytes=size * (2 * P + 4 * rows * sum(sizes)) + 4 * P,
+        update_bytes=4 * 7 * P,
+        reduced=reduced,
+    )
 
 
-def predicted(products: float, memory: float, reduced: float, devices: int, rates: Rates) -> float:
-    """Seconds of a step, from what one device does; see the top."""
-    busy = max(products / rates.flops, memory / rates.memory) * rates.shared
-    return busy + 2 * (devices - 1) / devices * reduced / rates.link
+def predicted(work: Work, devices: int, rates: Rates) -> tuple[float, float, float]:
+    """Seconds of the products, the update and the sum over devices; see the top."""
+    products = max(work.flops / rates.flops, work.product_bytes / rates.memory)
+    return products, work.update_bytes / rates.memory, 2 * (devices - 1) / devices * work.reduced / rates.link
 
 
-def seconds(call: Callable[[], Any], rounds: int = 15) -> float:
+def seconds(call: Callable[[], Any], rounds: int = 31) -> float:
     """The median time of a call, after two untimed ones."""
     times = []
     for turn in range(rounds + 2):
@@ -102,22 +123,25 @@ def seconds(call: Callable[[], Any], rounds: int = 15) -> float:
     return statistics.median(times)
 
 
-def measured_rates(sizes: Sequence[int], batch: int, mesh: Mesh) -> Rates:
-    """The rates of one of the devices at hand, from a product like the step's, a copy, and a sum over devices."""
-    n = max(sizes)
-    a, W = jnp.ones((batch, n)), jnp.ones((n, n))
-    product = seconds(lambda: jnp.matmul(a, W))
-    vector = jnp.ones(2**24)
-    copied = seconds(lambda: vector + 1)
-    D = mesh.size
-    spread = sharding.put(np.ones((D, 2**20), np.float32), NamedSharding(mesh, PartitionSpec(("data", "model"))))
-    total = jax.jit(partial(jnp.sum, axis=0), out_shardings=sharding.replicated(mesh))
-    summed = seconds(lambda: total(spread)) if D > 1 else float("inf")
+def measured_rates(one: Work, sizes: Sequence[int], batch: int, mesh: Mesh, compute_dtype: str | None) -> Rates:
+    """The rates of each of the devices at hand while all of them are at work, at sizes like the step's."""
+    everywhere, rows = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(("data", "model")))
+    D, n = mesh.size, max(sizes[1:])
+
+    def own(shape, layout):
+        return sharding.put(np.ones(shape, np.float32), layout)
+
+    a, W = own((batch * mesh.shape["model"], n), rows), own((n, n // mesh.shape["model"]), everywhere)
+    a, W = (v.astype(compute_dtype or v.dtype) for v in (a, W))
+    multiply = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32), out_shardings=rows)
+    vectors = own((D, int(one.update_bytes) // 8), rows)
+    copy = jax.jit(lambda v: v + 1, out_shardings=rows)
+    addends = own((D, int(one.reduced) // 4), rows)
+    add = jax.jit(partial(jnp.sum, axis=0), out_shardings=everywhere)
     return Rates(
-        flops=2 * batch * n * n / product,
-        memory=2 * vector.nbytes / copied,
-        link=2 * (D - 1) / D * 2**22 / summed if D > 1 else float("inf"),
-        shared=D if jax.devices()[0].platform == "cpu" else 1,
+        flops=2 * a.size * W.shape[1] / D / seconds(lambda: multiply(a, W)),
+        memory=2 * vectors.nbytes / D / seconds(lambda: copy(vectors)),
+        link=2 * (D - 1) / D * one.reduced / seconds(lambda: add(addends)) if D > 1 else math.inf,
     )
 
 
@@ -134,10 +158,10 @@ def at_hand(sizes: tuple[int, ...], batch: int, compute_dtype: str | None) -> st
         mesh = sharding.make_mesh(text)
         step, arguments = compile_step(sizes, batch, mesh, compute_dtype)
         moved = collectives(step)
-        memory, cost = step.memory_analysis(), step.cost_analysis()
-        rates = measured_rates(sizes, batch, mesh)
-        reduced = sum(c.bytes for c in moved)
-        expected = predicted(flops(sizes, batch) / mesh.size, cost["bytes accessed"], reduced, mesh.size, rates)
+        memory, reduced = step.memory_analysis(), sum(c.bytes for c in moved)
+        one = work(sizes, batch, mesh.shape["data"], mesh.shape["model"], compute_dtype is not None, reduced)
+        rates = measured_rates(one, sizes, batch, mesh, compute_dtype)
+        expected = sum(predicted(one, mesh.size, rates))
         took = seconds(lambda step=step, arguments=arguments: step(*arguments))
         kinds = [f"{c.kind} of {human(c.bytes)}" for c in moved if c.bytes > 64]
         cells = [text, human(memory.argument_size_in_bytes), human(memory.temp_size_in_bytes),
@@ -150,27 +174,25 @@ def on_pod(sizes: tuple[int, ...], batch: int, rates: Rates) -> str:
     """What to expect of more devices than there are, data parallel, by calculation."""
     P = count_parameters(jax.eval_shape(lambda: funcnet.init(jax.random.key(0), sizes)))
     alone = math.nan
-    lines = ["| devices | products | memory | all-reduce | step | samples/s | of ideal |", "|" + " --- |" * 7]
+    lines = ["| devices | kept | products | update | all-reduce | step | samples/s | of ideal |", "|" + " --- |" * 8]
     for D in (1, 8, 64, 256):
-        products = flops(sizes, batch) / D
-        # W forwards and backwards, dW, and Adam's reads and writes of W, mean and square; z and a there and back.
-        memory = 4 * (9 * P + 4 * (batch / D) * sum(sizes))
-        took = predicted(products, memory, 4 * P, D, rates)
+        parts = predicted(work(sizes, batch, D, 1, half=True, reduced=4 * P), D, rates)
+        took = sum(parts)
         alone = took if D == 1 else alone
-        parts = products / rates.flops, memory / rates.memory, 2 * (D - 1) / D * 4 * P / rates.link, took
-        cells = [f"{D}", *(f"{1e3 * part:.2f} ms" for part in parts), f"{batch / took / 1e6:.1f} M",
-                 f"{alone / D / took:.0%}"]  # fmt: skip
+        kept = 16 * P + 8 * batch / D * sum(sizes)  # parameters, gradients and two moments; z and a
+        times = [f"{1e3 * part:.2f} ms" for part in (*parts, took)]
+        cells = [f"{D}", human(kept), *times, f"{batch / took / 1e6:.1f} M", f"{alone / D / took:.0%}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def human(count: float) -> str:
     """Bytes for people."""
-    for unit in ("B", "KB"):
+    for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} MB"
+    return f"{count:.3g} GB"
 
 
 def main(
