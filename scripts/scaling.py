@@ -83,6 +83,7 @@ def compile_step(
 class Work(NamedTuple):
     """What one device does in a step."""
 
+    kept: float  # bytes
     flops: float
     product_bytes: float
     update_bytes: float
@@ -94,12 +95,14 @@ def work(sizes: Sequence[int], batch: int, data: int, model: int, half: bool, re
 
     A weight takes two forwards' FLOPs for a sample, and as many for its gradient and for the delta below, except the
     first layer's. It is read forward and backward, and its gradient is written; `z` and `a` go there and back. The
-    update reads the weight, its gradient and two moments, and writes all but the gradient.
+    update reads the weight, its gradient and two moments, and writes all but the gradient. These four are kept, and `z`
+    and `a`.
     """
     weights = [n * m for n, m in pairwise(sizes)]
     P, rows = sum(weights) / model, batch / data
     size = 2 if half else 4
     return Work(
+        kept=4 * (4 * P + 2 * rows * sum(sizes)),
         flops=rows * (6 * sum(weights) - 2 * weights[0]) / model,
         product_bytes=size * (2 * P + 4 * rows * sum(sizes)) + 4 * P,
         update_bytes=4 * 7 * P,
@@ -151,21 +154,21 @@ def at_hand(sizes: tuple[int, ...], batch: int, compute_dtype: str | None) -> st
     texts = [f"data={d}" for d in (1, 2, 4, 8) if d <= every]
     texts += [f"data={every // 2},model=2", f"model={every}"] if every > 1 else []
     lines = [
-        "| mesh | arguments | temporaries | moved per step and device | measured | predicted |",
-        "|" + " --- |" * 6,
+        "| mesh | kept per device | moved per step and device | measured | predicted |",
+        "|" + " --- |" * 5,
     ]
     for text in texts:
         mesh = sharding.make_mesh(text)
         step, arguments = compile_step(sizes, batch, mesh, compute_dtype)
         moved = collectives(step)
-        memory, reduced = step.memory_analysis(), sum(c.bytes for c in moved)
+        reduced = sum(c.bytes for c in moved)
         one = work(sizes, batch, mesh.shape["data"], mesh.shape["model"], compute_dtype is not None, reduced)
         rates = measured_rates(one, sizes, batch, mesh, compute_dtype)
         expected = sum(predicted(one, mesh.size, rates))
         took = seconds(lambda step=step, arguments=arguments: step(*arguments))
         kinds = [f"{c.kind} of {human(c.bytes)}" for c in moved if c.bytes > 64]
-        cells = [text, human(memory.argument_size_in_bytes), human(memory.temp_size_in_bytes),
-                 ", ".join(kinds) or "nothing", f"{1e3 * took:.1f} ms", f"{1e3 * expected:.1f} ms"]  # fmt: skip
+        cells = [text, human(one.kept), ", ".join(kinds) or "nothing", f"{1e3 * took:.1f} ms",
+                 f"{1e3 * expected:.1f} ms"]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -176,12 +179,12 @@ def on_pod(sizes: tuple[int, ...], batch: int, rates: Rates) -> str:
     alone = math.nan
     lines = ["| devices | kept | products | update | all-reduce | step | samples/s | of ideal |", "|" + " --- |" * 8]
     for D in (1, 8, 64, 256):
-        parts = predicted(work(sizes, batch, D, 1, half=True, reduced=4 * P), D, rates)
+        one = work(sizes, batch, D, 1, half=True, reduced=4 * P)
+        parts = predicted(one, D, rates)
         took = sum(parts)
         alone = took if D == 1 else alone
-        kept = 16 * P + 8 * batch / D * sum(sizes)  # parameters, gradients and two moments; z and a
         times = [f"{1e3 * part:.2f} ms" for part in (*parts, took)]
-        cells = [f"{D}", human(kept), *times, f"{batch / took / 1e6:.1f} M", f"{alone / D / took:.0%}"]
+        cells = [f"{D}", human(one.kept), *times, f"{batch / took / 1e6:.1f} M", f"{alone / D / took:.0%}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
