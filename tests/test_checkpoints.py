@@ -137,6 +137,23 @@ def test_damage_is_never_believed(tmp_path, harm):
     assert {"3/sealed", "3/tree", "3/tree/d"} <= noticed  # the rest are markers, and what orbax does not read again
 
 
+@pytest.mark.parametrize("inside", ["notes", "arrays"])
+def test_what_reads_well_and_is_not_what_was_written(tmp_path, inside):
+    """One number changed to another: in the notes, and in arrays that orbax has no reason to doubt."""
+    saved(tmp_path / "c")
+    newest = tmp_path / "c" / "3"
+    if inside == "notes":
+        (file,) = (newest / "sealed").glob("meta*")
+        file.write_text(file.read_text().replace("[3, 0.1]", "[3, 0.7]"))
+    else:
+        shutil.rmtree(newest / "tree")
+        shutil.copytree(tmp_path / "c" / "2" / "tree", newest / "tree")
+    with pytest.warns(UserWarning, match="have changed since they were written"):
+        found = restored(tmp_path / "c")
+    assert found.number == 2
+    assert_same_bits(found.tree, a_state(step=2))
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
 def test_all_damaged(tmp_path):
     for number in (1, 2, 3):
