@@ -59,13 +59,14 @@ def agreed(wish: bool) -> bool:
 def told_to_stop() -> Callable[[int], bool]:
     """Whether SIGTERM has come, as a function of the epochs done; several processes agree on after which they stop.
 
-    Also minds Ctrl-C. Before the first epoch there is nothing to keep, and it ends the process at once. From then on it
-    is a KeyboardInterrupt, and here again if that was lost: callbacks such as JAX's for the garbage collector lose it.
+    Also minds Ctrl-C. Where there is nothing to keep (before the first epoch), or one process alone cannot keep it,
+    it ends the process at once. Otherwise it is a KeyboardInterrupt, and here again if that was lost: callbacks such as
+    JAX's for the garbage collector lose it.
     """
     epochs_begun, terminated, interrupted = threading.Event(), threading.Event(), threading.Event()
 
     def interrupt(*_):
-        if not epochs_begun.is_set():
+        if not epochs_begun.is_set() or jax.process_count() > 1:
             leave()
         interrupted.set()
         raise KeyboardInterrupt

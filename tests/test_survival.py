@@ -186,14 +186,15 @@ def start_two(*arguments):
 
 
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_stops_the_others(tmp_path, uninterrupted, victim):
+@pytest.mark.parametrize(("victim", "sent"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGINT)])
+def test_a_process_that_dies_stops_the_others(tmp_path, uninterrupted, victim, sent):
     """With an error and in bounded time; then the run goes on, in two processes or in one."""
     run_dir = tmp_path / "run"
     two = start_two(*SETTINGS, "--mesh", "data=4", "--run-dir", run_dir)
     wait_for(two[0], (run_dir / "checkpoints" / "3").exists)
-    two[victim].kill()
-    two[victim].communicate()
+    two[victim].send_signal(sent)
+    two[victim].communicate(timeout=10)
+    assert two[victim].returncode == (130 if sent == signal.SIGINT else -sent)
     _, err = two[1 - victim].communicate(timeout=60)
     assert two[1 - victim].returncode != 0
     assert err.strip()
