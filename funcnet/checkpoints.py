@@ -10,6 +10,7 @@ step. What it does not notice is a flipped bit; so each checkpoint holds a finge
 lie.
 """
 
+import errno
 import gc
 import hashlib
 import json
@@ -30,6 +31,9 @@ from jax import Array
 from jax.experimental.multihost_utils import sync_global_devices
 
 from funcnet.extras import import_extra
+
+# What a damaged file makes of an attempt to read it; other errors of the system tell of the system.
+_ERRORS_OF_FILES = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
 class Checkpoint(NamedTuple):
@@ -52,7 +56,8 @@ def open_folder(path: str | os.PathLike[str], *, keep: int = 3) -> Iterator[Any]
 
     Raises:
       ImportError: orbax is not installed.
-      OSError: the folder cannot be made or written; also, on leaving, the last checkpoint could not be.
+      OSError: the folder cannot be made or written; also, on leaving, the last checkpoint could not be (a note on the
+        block's own exception, if it ends with one).
 
     >>> import tempfile
     >>> state = [jnp.arange(3.0)]
@@ -73,8 +78,14 @@ def open_folder(path: str | os.PathLike[str], *, keep: int = 3) -> Iterator[Any]
     try:
         yield manager
         wait(manager)
-    finally:
-        manager.close()
+    except BaseException as error:
+        try:
+            _close(manager)
+        except OSError as late:
+            if not isinstance(error, OSError):
+                error.add_note(str(late))
+        raise
+    _close(manager)
 
 
 def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = None) -> None:
@@ -88,6 +99,7 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
 
     Raises:
       OSError: it cannot be written, or the one before could not be.
+      ValueError: the number is not larger than those before.
 
     >>> import tempfile
     >>> with open_folder(tempfile.mkdtemp(), keep=1) as folder:
@@ -95,6 +107,12 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
     ...         save(folder, number, [jnp.zeros(3)])
     """
     ocp = import_extra("orbax.checkpoint")
+    wait(manager)  # so that a failure of the one before goes by its own number; orbax would wait, too
+    newest = manager.latest_step()
+    if newest is not None and number <= newest:
+        raise ValueError(
+            f"checkpoint {number} in {manager.directory}: expected a number above {newest}, the newest there"
+        )
     content = json.dumps({"shapes": _shapes(tree), "fingerprint": np.asarray(fingerprint(tree)).tolist(),
                           "notes": notes or {}})  # fmt: skip
     sealed = {"content": content, "sha256": hashlib.sha256(content.encode()).hexdigest()}
@@ -121,7 +139,7 @@ def wait(manager: Any) -> None:
 
 
 def restore(manager: Any, like: Any) -> Checkpoint | None:
-    """The newest sound checkpoint; one that is damaged is put aside, with a warning, for the one before.
+    """The newest sound checkpoint; those after it, which are damaged, are put aside with a warning.
 
     Args:
       manager: from `open_folder`.
@@ -131,7 +149,10 @@ def restore(manager: Any, like: Any) -> Checkpoint | None:
       The checkpoint, or `None` if there is none.
 
     Raises:
-      ValueError: there is one, of another tree; says of which array it has another shape or dtype.
+      TypeError: a leaf of `like` is no JAX array.
+      ValueError: there is one, of another tree; says of which array it has another shape or dtype. Or there are some,
+        and none is sound; then they stay where they are.
+      OSError, MemoryError: it could not be read, for no fault of its own.
 
     >>> import tempfile
     >>> with open_folder(tempfile.mkdtemp()) as folder:
@@ -139,6 +160,8 @@ def restore(manager: Any, like: Any) -> Checkpoint | None:
     None
     """
     ocp = import_extra("orbax.checkpoint")
+    abstract = jax.tree.map(_abstract, like)
+    damaged: dict[int, Exception] = {}
     for number in sorted(manager.all_steps(), reverse=True):
         try:
             with _without_chatter():
@@ -147,19 +170,23 @@ def restore(manager: Any, like: Any) -> Checkpoint | None:
                 raise ValueError("its notes have changed since they were written")
             content = json.loads(sealed["content"])
         except Exception as error:  # a damaged file makes many kinds of them
-            _put_aside(manager, number, error)
+            damaged[number] = _as_damage(manager, number, error)
             continue
         _check_shapes(manager.directory / str(number), content["shapes"], _shapes(like))
         try:
-            abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
             with _without_chatter():
                 tree = manager.restore(number, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))).tree
             if np.asarray(fingerprint(tree)).tolist() != content["fingerprint"]:
                 raise ValueError("its arrays have changed since they were written")
         except Exception as error:
-            _put_aside(manager, number, error)
+            damaged[number] = _as_damage(manager, number, error)
             continue
+        _put_aside(manager, damaged)
         return Checkpoint(number, tree, content["notes"])
+    if damaged:
+        reasons = "; ".join(f"{number}: {_reason(error)}" for number, error in damaged.items())
+        raise ValueError(f"{manager.directory}: none of its {len(damaged)} checkpoints is sound ({reasons}); they are "
+                         "left as they are")  # fmt: skip
     return None
 
 
@@ -217,21 +244,52 @@ def _check_shapes(path, found, expected):
                              f"expected {expected.get(name, 'no such array')}")  # fmt: skip
 
 
-def _put_aside(manager, number, error):
-    """Move a damaged checkpoint out of the way: nothing is lost, and its number can be written again."""
-    path = Path(manager.directory) / str(number)
-    aside = path.parent.with_name(f"{path.parent.name}-damaged") / path.name
-    reason = " ".join(str(error).split())[:200]
-    warnings.warn(f"checkpoint {path} is damaged ({type(error).__name__}: {reason}): it is moved to {aside}, and the "
-                  "one before is taken", stacklevel=3)  # fmt: skip
-    if jax.process_index() == 0:
-        aside.parent.mkdir(exist_ok=True)
-        while aside.exists():
-            aside = aside.with_name(f"{aside.name}x")
-        path.rename(aside)
+def _abstract(leaf) -> jax.ShapeDtypeStruct:
+    if not isinstance(leaf, Array):
+        raise TypeError(f"like has a {type(leaf).__name__} for a leaf, expected JAX arrays, which say where to put "
+                        "what is read")  # fmt: skip
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _as_damage(manager, number, error) -> Exception:
+    """The error, if the files are at fault; one of memory, rights or the file system is raised instead."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno not in _ERRORS_OF_FILES:
+            raise OSError(link.errno, f"checkpoint {number} cannot be read: {link.strerror}", str(manager.directory))
+        if isinstance(link, MemoryError) or "RESOURCE_EXHAUSTED" in str(link) or "PERMISSION_DENIED" in str(link):
+            raise error
+        link = link.__cause__ or link.__context__
     if jax.process_count() > 1:
         sync_global_devices(f"damaged checkpoint {number}")
+    return error
+
+
+def _put_aside(manager, damaged: dict[int, Exception]) -> None:
+    """Move damaged checkpoints out of the way: nothing is lost, and their numbers can be written again."""
+    if not damaged:
+        return
+    for number, error in damaged.items() if jax.process_index() == 0 else ():
+        path = Path(manager.directory) / str(number)
+        aside = path.parent.with_name(f"{path.parent.name}-damaged") / path.name
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}x")
+        warnings.warn(f"checkpoint {path} is damaged ({_reason(error)}): it is moved to {aside}, and one before "
+                      "is taken", stacklevel=3)  # fmt: skip
+        aside.parent.mkdir(exist_ok=True)
+        path.rename(aside)
+    if jax.process_count() > 1:
+        sync_global_devices("damaged checkpoints are put aside")
     manager.reload()
+
+
+def _reason(error) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _close(manager) -> None:
+    with _write_errors(manager, manager.latest_step()):
+        manager.close()
 
 
 @contextmanager

@@ -160,7 +160,7 @@ def deal(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) -> tuple[Ar
       `x` `(S, B, ...)` and `y` `(S, B)` or `(S, B, K)`, for `make_dealt_epoch`.
 
     Raises:
-      ValueError: a batch that cannot be split evenly.
+      ValueError: a batch that cannot be split evenly, no samples, or another number in `x` than in `y`.
 
     >>> y = np.arange(10)
     >>> x = y[:, None].astype(np.uint8)
@@ -168,9 +168,11 @@ def deal(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) -> tuple[Ar
     >>> x.shape, y.shape, np.array_equal(x[..., 0], y)
     ((3, 4, 1), (3, 4), True)
     """
-    if batch_size % mesh.shape["data"]:
-        raise ValueError(f"the batch size is {batch_size}, expected a multiple of {mesh.shape['data']}, the size of "
-                         "the mesh's axis data")  # fmt: skip
+    if batch_size < 1 or batch_size % mesh.shape["data"]:
+        raise ValueError(f"the batch size is {batch_size}, expected a positive multiple of {mesh.shape['data']}, the "
+                         "size of the mesh's axis data")  # fmt: skip
+    if not len(x) == len(y) > 0:
+        raise ValueError(f"there are {len(x)} samples in x and {len(y)} in y, expected as many, and at least one")
     indices = np.asarray(_plan(key, len(x), batch_size))  # (S, B)
     columns = NamedSharding(mesh, PartitionSpec(None, "data"))
 

@@ -207,6 +207,8 @@ def read(path: Path) -> Config:
 # What may change when a run goes on: where it runs, and how it is looked after.
 FREE_TO_CHANGE = frozenset({"data_dir", "mesh", "coordinator", "processes", "process", "checkpoint_every", "keep",
                             "resume", "repeat", "run_dir"})  # fmt: skip
+# What one of several processes may have for itself.
+OF_ONE_PROCESS = frozenset({"data_dir", "coordinator", "process", "repeat"})
 
 
 def saved(run_dir: Path) -> Config:

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import broadcast_one_to_all
+from jax.experimental.multihost_utils import broadcast_one_to_all, sync_global_devices
 from processes import is_writer, say
-from recipes import Config, as_json
+from recipes import FREE_TO_CHANGE, Config, as_json
 
 from funcnet import checkpoints, io, softmax_cross_entropy
 from funcnet.mlp import Params
@@ -46,17 +46,28 @@ def open_run_dir(config: Config, name: str) -> Path:
                 io.write_atomically(run_dir / CONFIG, as_json(config).encode())
         except OSError as error:
             raise OSError(f"run folder {run_dir}: cannot be written: {error}") from error
+    if jax.process_count() > 1:
+        sync_global_devices("run folder")  # no process makes a folder in it before the first has looked
     return run_dir
 
 
 def take_up(folder: Any, config: Config, whole: Any) -> tuple[Any, list[dict[str, float]]]:
-    """Where the run starts, or goes on: `whole`, or what was saved of it, and a row for each epoch behind it."""
+    """Where the run starts, or goes on: `whole`, or what was saved of it, and a row for each epoch behind it.
+
+    Raises:
+      ValueError: no checkpoint is sound, or the run's settings are no longer those that it was saved with.
+    """
     if config.resume is None:
         return whole, []
     found = checkpoints.restore(folder, like=whole)
     if found is None:
         say(f"no checkpoint in {config.resume}: from the beginning")
         return whole, []
+    then, now = found.notes["config"], json.loads(as_json(config))
+    for name in now.keys() - FREE_TO_CHANGE:
+        if now[name] != then.get(name):
+            raise ValueError(f"{config.resume / CONFIG} was changed: {name} is {now[name]!r}, but the run was saved "
+                             f"with {then.get(name)!r}")  # fmt: skip
     say(f"going on after {found.number} epochs")
     return found.tree, found.notes["history"]
 

@@ -152,7 +152,8 @@ def at_hand(sizes: tuple[int, ...], batch: int, compute_dtype: str | None) -> st
     """A row for each way to lay the step out over the devices there are."""
     every = jax.device_count()
     texts = [f"data={d}" for d in (1, 2, 4, 8) if d <= every]
-    texts += [f"data={every // 2},model=2", f"model={every}"] if every > 1 else []
+    texts += [f"data={every // 2},model=2"] if every > 2 else []
+    texts += [f"model={every}"] if every > 1 else []
     lines = [
         "| mesh | kept per device | moved per step and device | measured | predicted |",
         "|" + " --- |" * 5,

@@ -7,8 +7,10 @@ python scripts/train_mnist.py --recipe distort      # --help lists the recipes
 
 import sys
 import time
+import traceback
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from processes import INTERRUPTED, PREEMPTED, Preempted, agreed, is_writer, join, leave, say, told_to_stop
+from processes import (
+    INTERRUPTED,
+    PREEMPTED,
+    Preempted,
+    agreed,
+    check_same,
+    give_up,
+    is_writer,
+    join,
+    leave,
+    say,
+    told_to_stop,
+)
 from programs import Program, build, make_transform
-from recipes import Config, check, described, from_command_line
+from recipes import OF_ONE_PROCESS, Config, check, described, from_command_line
 from run_folder import (
     CHECKPOINTS,
     SCORES,
@@ -71,6 +85,8 @@ def train(config: Config, asked_to_stop: Callable[[int], bool] = lambda done: Fa
         check_free(config.run_dir)
     name, sets = load(config)
     x, y = sets["train"]
+    settings = {name: value for name, value in asdict(config).items() if name not in OF_ONE_PROCESS}
+    check_same(settings | {"data": (name, x.shape, zlib.crc32(x), zlib.crc32(y))})
     K = int(y.max()) + 1
     targets = np.asarray(smooth_labels(y, K, config.label_smoothing)) if config.label_smoothing else y
     key_init, key_epochs = jax.random.split(jax.random.key(config.seed))
@@ -143,6 +159,7 @@ def fit(
             for number in range(first, config.epochs + 1):
                 if asked_to_stop(number - 1):
                     save(whole, history)
+                    checkpoints.wait(folder)
                     raise Preempted(f"told to stop after {number - 1} epochs; go on with --resume {run_dir}")
                 began = time.perf_counter()
                 state, metrics = program.epoch(state, epoch_key, strength(config, number), *fed)
@@ -155,8 +172,9 @@ def fit(
                     at, good = find_fault(config, program, whole, epoch_key, data, strength(config, number))
                     save_weights(program.weights(good), config, run_dir)
                     raise FloatingPointError(
-                        f"the loss is {row['train_loss']} in epoch {number}, first at its step {at}, counted from 0; "
-                        f"the last good weights are in {run_dir}; try a smaller --lr than {config.lr:g}"
+                        f"the loss is {row['train_loss']} in epoch {number}"
+                        + ("" if at is None else f", first at its step {at}, counted from 0")
+                        + f"; the last good weights are in {run_dir}; try a smaller --lr than {config.lr:g}"
                     )
                 if validation is not None:
                     scores = evaluate(program, program.weights(state), validation)
@@ -286,14 +304,17 @@ def main() -> int:
         config = from_command_line()
         join(config)
         result = train(config, told_to_stop())
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        print(f"train_mnist: {error}", file=sys.stderr)
-        return 1
     except Preempted as told:
         say(f"train_mnist: {told}")
         return PREEMPTED
     except KeyboardInterrupt:
         leave()
+    except (FloatingPointError, ImportError, OSError, ValueError) as error:
+        print("\ntrain_mnist: ".join([f"train_mnist: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        return give_up()
+    except Exception:
+        traceback.print_exc()
+        return give_up()
     if is_writer():
         print(report(result))
     return INTERRUPTED if result.interrupted else 0

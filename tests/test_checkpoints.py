@@ -156,15 +156,58 @@ def test_what_reads_well_and_is_not_what_was_written(tmp_path, inside):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
 def test_all_damaged(tmp_path):
-    for number in (1, 2, 3):
-        (saved(tmp_path / "c") if number == 1 else tmp_path / "c")
-        for file in files_of(tmp_path / "c" / str(number)):
+    """An error, since to begin again is not to go on; and nothing is moved."""
+    for file in files_of(saved(tmp_path / "c")):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of its 3 checkpoints is sound \(3: .*; 2: .*; 1: .*left as they are"):
+        restored(tmp_path / "c")
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"1", "2", "3"}
+    assert not (tmp_path / "c-damaged").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
+def test_damaged_twice(tmp_path):
+    """What was put aside stays, the warning says where the next one went, and the number is free again."""
+    for aside in ("3", "3x"):
+        for file in files_of(saved(tmp_path / "c", numbers=(1, 2, 3) if aside == "3" else (3,)) / "3"):
             file.write_bytes(b"")
-    with pytest.warns(UserWarning, match="is damaged") as caught:
-        assert restored(tmp_path / "c") is None
-    assert len(caught) == 3
-    saved(tmp_path / "c")  # the numbers are free again
+        with pytest.warns(UserWarning, match=rf"is moved to \S+/c-damaged/{aside}, "):
+            assert restored(tmp_path / "c").number == 2
+    assert {path.name for path in (tmp_path / "c-damaged").iterdir()} == {"3", "3x"}
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), PermissionError(13, "Permission denied"), OSError(5, "Input/output error"),
+              ValueError("RESOURCE_EXHAUSTED: out of memory")]
+)  # fmt: skip
+def test_what_is_no_damage_moves_nothing(tmp_path, monkeypatch, error):
+    """Memory, rights, a failing file system: the checkpoint may be sound."""
+    saved(tmp_path / "c")
+
+    def fail(*_, **__):
+        raise RuntimeError("of another layer") from error
+
+    with checkpoints.open_folder(tmp_path / "c") as folder:
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "restore", fail)
+            with pytest.raises((MemoryError, OSError, RuntimeError)) as caught:
+                checkpoints.restore(folder, a_state())
+        assert caught.value is not None
+        assert checkpoints.restore(folder, a_state()).number == 3
+    assert not (tmp_path / "c-damaged").exists()
+
+
+def test_numpy_does_not_say_where_to_put_it(tmp_path):
+    saved(tmp_path / "c")
+    with pytest.raises(TypeError, match="like has a ndarray for a leaf, expected JAX arrays"):
+        restored(tmp_path / "c", jax.tree.map(np.asarray, a_state()))
     assert restored(tmp_path / "c").number == 3
+
+
+def test_numbers_go_up(tmp_path):
+    message = r"checkpoint 3 in \S+: expected a number above 3"
+    with checkpoints.open_folder(saved(tmp_path)) as folder, pytest.raises(ValueError, match=message):
+        checkpoints.save(folder, 3, a_state())
 
 
 def test_a_half_written_one_is_swept_away(tmp_path):
@@ -220,15 +263,28 @@ try:
         checkpoints.save(folder, 2, [jax.numpy.asarray(large)])
 except OSError as error:
     print(error)
+try:
+    with checkpoints.open_folder(sys.argv[1]) as folder:
+        checkpoints.save(folder, 2, [jax.numpy.asarray(large)])
+        checkpoints.save(folder, 3, like)
+except OSError as error:
+    print(error)
+try:
+    with checkpoints.open_folder(sys.argv[1]) as folder:
+        checkpoints.save(folder, 2, [jax.numpy.asarray(large)])
+        raise KeyboardInterrupt
+except KeyboardInterrupt as error:
+    print(*error.__notes__)
 with checkpoints.open_folder(sys.argv[1]) as folder:
     print("found", checkpoints.restore(folder, like).number)
 """
 
 
 def test_no_room_left(tmp_path):
-    """A limit on the size of files, which needs no file system of its own."""
+    """A limit on the size of files, which needs no file system of its own: noticed at the end, by the next, in passing."""
     done = subprocess.run([sys.executable, "-c", FULL, tmp_path / "c"], capture_output=True, text=True, check=True)
-    error, found = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
-    assert f"checkpoint 2 in {tmp_path / 'c'}: cannot be written" in error
+    *lines, found = done.stdout.splitlines()
+    errors = [line for line in lines if line.startswith(f"checkpoint 2 in {tmp_path / 'c'}: cannot be written")]
+    assert len(errors) == 3, done.stdout
     assert found == "found 1"
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"1"}

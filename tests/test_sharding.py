@@ -209,8 +209,12 @@ def test_meshes_that_are_refused(text, message):
 
 def test_batches_that_are_refused():
     mesh = sharding.make_mesh("data=4")
-    with pytest.raises(ValueError, match="the batch size is 6, expected a multiple of 4"):
-        sharding.deal(jax.random.key(0), np.ones((12, 1)), np.ones(12), batch_size=6, mesh=mesh)
+    for batch_size in (6, 0, -4):
+        with pytest.raises(ValueError, match=f"the batch size is {batch_size}, expected a positive multiple of 4"):
+            sharding.deal(jax.random.key(0), np.ones((12, 1)), np.ones(12), batch_size=batch_size, mesh=mesh)
+    for n_x, n_y in ((12, 11), (11, 12), (0, 0)):
+        with pytest.raises(ValueError, match=f"there are {n_x} samples in x and {n_y} in y"):
+            sharding.deal(jax.random.key(0), np.ones((n_x, 1)), np.ones(n_y), batch_size=4, mesh=mesh)
     epoch = training.make_dealt_epoch(training.make_step(funcnet.sgd(0.1)), samples=100)
     with pytest.raises(ValueError, match="expected 25 batches of 4 in both, for 100 samples"):
         epoch(None, jax.random.key(0), np.ones((3, 4, 1)), np.ones((3, 4)))

@@ -4,6 +4,8 @@ import json
 import os
 import random
 import re
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +21,7 @@ import train_mnist
 from funcnet import io
 
 SCRIPT = Path(train_mnist.__file__)
+STARTED = []
 SETTINGS = ["--dataset", "digits", "--hidden-sizes", "64", "--epochs", "40", "--batch-size", "32", "--dropout", "0.1",
             "--checkpoint-every", "0"]  # fmt: skip
 
@@ -28,9 +31,20 @@ def start(*arguments, devices=1, **options):
     environment = {**os.environ, "XLA_FLAGS": flags}
     environment.pop("FUNCNET_DATA", None)
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def none_left_running():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
 
 
 def finish(*arguments, code=0, **options):
@@ -69,22 +83,35 @@ def wait_for(process, seen):
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path, uninterrupted, kills):
-    """SIGKILL again and again, at its start, between epochs and inside the writing of checkpoints."""
+    """SIGKILL again and again: at its start, between epochs, inside the writing of checkpoints and of the last files.
+
+    Only a kill that met the process alive counts.
+    """
     run_dir, rng = tmp_path / "run", random.Random(kills)
-    inside = 0
-    for kill in range(kills):
+
+    def half_written():
+        return {path for path in run_dir.glob("checkpoints/*tmp*") if not path.name.isdecimal()}
+
+    def last_files():
+        return [path.stat().st_mtime_ns for path in run_dir.glob("*.safetensors")]
+
+    hit = inside = 0
+    while hit < kills:
         begun = (run_dir / "config.json").is_file()
         process = start(*(["--resume", run_dir] if begun else [*SETTINGS, "--run-dir", run_dir]))
-        if kill % 2:  # as soon as a checkpoint is half there
-            old = set(run_dir.glob("checkpoints/*tmp*"))
-            wait_for(process, lambda old=old: set(run_dir.glob("checkpoints/*tmp*")) - old)
+        old, before = half_written(), last_files()
+        if hit >= 3 * kills // 4:  # as soon as the weights are there, and before the pictures are
+            wait_for(process, lambda before=before: last_files() != before)
+        elif hit % 2:  # as soon as a checkpoint is half there
+            wait_for(process, lambda old=old: half_written() - old)
         else:
-            until = time.monotonic() + rng.uniform(0, 6)
+            until = time.monotonic() + rng.uniform(0, 4)
             wait_for(process, lambda until=until: time.monotonic() > until)
         process.kill()
         process.communicate()
-        inside += any(run_dir.glob("checkpoints/*tmp*"))
-    assert inside >= kills // 4
+        hit += process.returncode == -signal.SIGKILL
+        inside += process.returncode == -signal.SIGKILL and bool(half_written() - old)
+    assert inside >= kills // 5
     finish("--resume", run_dir)
     assert weights(run_dir) == weights(uninterrupted)
     assert without_times(run_dir) == without_times(uninterrupted)
@@ -180,9 +207,13 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start_two(*arguments):
+def start_two(*arguments, **options_of_the_first):
     address = f"127.0.0.1:{free_port()}"
-    return [start(*arguments, "--coordinator", address, "--processes", 2, "--process", i, devices=2) for i in range(2)]
+    return [
+        start(*arguments, "--coordinator", address, "--processes", 2, "--process", i, devices=2,
+              **({} if i else options_of_the_first))
+        for i in range(2)
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
@@ -197,16 +228,91 @@ def test_a_process_that_dies_stops_the_others(tmp_path, uninterrupted, victim, s
     assert two[victim].returncode == (130 if sent == signal.SIGINT else -sent)
     _, err = two[1 - victim].communicate(timeout=60)
     assert two[1 - victim].returncode != 0
-    assert err.strip()
+    assert re.search("(?i)heartbeat|unavailable|connection|peer", err)
     if victim:
-        finish("--resume", run_dir, "--mesh", "")
+        _, err = finish("--resume", run_dir, "--mesh", "")
+        assert re.search(r"going on after \d+ epochs", err)
     else:
         two = start_two("--resume", run_dir, "--mesh", "data=4")
         results = [process.communicate(timeout=120) for process in two]
         assert [process.returncode for process in two] == [0, 0], results
+        assert re.search(r"going on after \d+ epochs", results[0][1])
         assert "accuracy" in results[0][0]
         printed = [line for line in results[1][0].splitlines() if not line.startswith("[Gloo]")]
         assert printed == []  # the other one prints
     ours, theirs = without_times(run_dir), without_times(uninterrupted)
     np.testing.assert_allclose([r["train_loss"] for r in ours], [r["train_loss"] for r in theirs], rtol=1e-3)
     assert len(ours) == 40
+
+
+def ends(processes, *, within=60):
+    """The exit codes and what was said, of processes that end by themselves."""
+    said = [process.communicate(timeout=within)[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
+def test_an_error_in_one_process_ends_all(tmp_path):
+    """No room for a checkpoint, where the first process writes: it says so, and holds nobody up."""
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    two = start_two(
+        *SETTINGS, "--hidden-sizes", "256", "--mesh", "data=4", "--run-dir", tmp_path, preexec_fn=little_room
+    )
+    codes, said = ends(two)
+    assert codes[0] == 1
+    assert codes[1] != 0
+    assert re.search(rf"train_mnist: checkpoint \d+ in {tmp_path / 'checkpoints'}: cannot be written", said[0])
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
+def test_one_of_two_is_told_to_stop(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    two = start_two(*SETTINGS, "--mesh", "data=4", "--run-dir", run_dir)
+    wait_for(two[0], (run_dir / "checkpoints" / "3").exists)
+    two[1].send_signal(signal.SIGTERM)
+    codes, said = ends(two)
+    assert codes == [75, 75]
+    assert "told to stop after" in said[0]
+    assert "told to stop after" not in said[1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (["--mesh", "data=4", "--seed", "1"], ["--mesh", "data=4"], "were not all given what process 0 was: seed 1"),
+        (["--mesh", "data=2"], ["--mesh", "data=2"], "--mesh is 'data=2', expected one over all 4 devices of the 2"),
+        ([], [], "--mesh is '', expected one over all 4 devices of the 2 processes, such as data=4"),
+    ],
+)
+def test_processes_that_do_not_fit_together(tmp_path, first, second, message):
+    options = [*SETTINGS[:-1], "inf", "--run-dir", tmp_path / "run"]
+    address = f"127.0.0.1:{free_port()}"
+    two = [
+        start(*options, *own, "--coordinator", address, "--processes", 2, "--process", i, devices=2)
+        for i, own in enumerate((first, second))
+    ]
+    codes, said = ends(two)
+    assert codes[0] == 1
+    assert codes[1] != 0
+    assert message in said[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "was", "now"), [("lr", "0.002", "0.003"), ("seed", "0", "1")])
+def test_a_changed_configuration_is_noticed(tmp_path, uninterrupted, name, was, now):
+    """It says how to go on, so it must be what it was; the checkpoint knows."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    text = (run_dir / "config.json").read_text()
+    assert f'"{name}": {was}' in text
+    (run_dir / "config.json").write_text(text.replace(f'"{name}": {was}', f'"{name}": {now}'))
+    _, err = finish("--resume", run_dir, code=1)
+    assert f"{run_dir / 'config.json'} was changed: {name} is {now}, but the run was saved with {was}" in err
+
+
+def test_an_address_that_is_none():
+    _, err = finish("--coordinator", "nonsense", "--processes", 2, "--process", 0, code=1)
+    assert "--coordinator is 'nonsense', expected host:port or auto" in err
