@@ -35,6 +35,8 @@ from funcnet.extras import import_extra
 # What a damaged file makes of an attempt to read it; other errors of the system tell of the system.
 _ERRORS_OF_FILES = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
+_PATIENCE = 30  # seconds that one of several processes waits for the others to have written their parts
+
 
 class Checkpoint(NamedTuple):
     """What `restore` finds."""
@@ -71,7 +73,8 @@ def open_folder(path: str | os.PathLike[str], *, keep: int = 3) -> Iterator[Any]
     path = Path(path).resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        waits = ocp.options.AsyncOptions(timeout_secs=_PATIENCE) if jax.process_count() > 1 else None
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, async_options=waits)
         manager = ocp.CheckpointManager(path, options=options)
     except OSError as error:
         raise OSError(f"checkpoints in {path}: the folder cannot be written: {error}") from error
@@ -79,11 +82,12 @@ def open_folder(path: str | os.PathLike[str], *, keep: int = 3) -> Iterator[Any]
         yield manager
         wait(manager)
     except BaseException as error:
-        try:
-            _close(manager)
-        except OSError as late:
-            if not isinstance(error, OSError):
-                error.add_note(str(late))
+        if jax.process_count() == 1:  # closing waits for the other processes, which may never come here
+            try:
+                _close(manager)
+            except OSError as late:
+                if not isinstance(error, OSError):
+                    error.add_note(str(late))
         raise
     _close(manager)
 

@@ -281,7 +281,7 @@ with checkpoints.open_folder(sys.argv[1]) as folder:
 
 
 def test_no_room_left(tmp_path):
-    """A limit on the size of files, which needs no file system of its own: noticed at the end, by the next, in passing."""
+    """A limit on the size of files needs no file system of its own. Noticed at the end, by the next, or by the way."""
     done = subprocess.run([sys.executable, "-c", FULL, tmp_path / "c"], capture_output=True, text=True, check=True)
     *lines, found = done.stdout.splitlines()
     errors = [line for line in lines if line.startswith(f"checkpoint 2 in {tmp_path / 'c'}: cannot be written")]
