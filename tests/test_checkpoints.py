@@ -190,9 +190,8 @@ def test_what_is_no_damage_moves_nothing(tmp_path, monkeypatch, error):
     with checkpoints.open_folder(tmp_path / "c") as folder:
         with monkeypatch.context() as patch:
             patch.setattr(folder, "restore", fail)
-            with pytest.raises((MemoryError, OSError, RuntimeError)) as caught:
+            with pytest.raises((MemoryError, OSError, RuntimeError)):
                 checkpoints.restore(folder, a_state())
-        assert caught.value is not None
         assert checkpoints.restore(folder, a_state()).number == 3
     assert not (tmp_path / "c-damaged").exists()
 
