@@ -101,7 +101,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=rf"cannot be written: No space left on device: '{path}'"):
         io.save_params(path, oracle.network(1, (6, 4), np.float32))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -26,14 +26,12 @@ SETTINGS = ["--dataset", "digits", "--hidden-sizes", "64", "--epochs", "40", "--
             "--checkpoint-every", "0"]  # fmt: skip
 
 
-def start(*arguments, devices=1, **options):
+def start(*arguments, devices=1):
     flags = os.environ.get("XLA_FLAGS", "").replace("device_count=8", f"device_count={devices}")
     environment = {**os.environ, "XLA_FLAGS": flags}
     environment.pop("FUNCNET_DATA", None)
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     STARTED.append(process)
     return process
 
@@ -207,13 +205,13 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start_two(*arguments, **options_of_the_first):
+def start_two(*arguments, own=((), ())):
+    """Two processes of two devices, each with arguments of its own."""
     address = f"127.0.0.1:{free_port()}"
     return [
-        start(*arguments, "--coordinator", address, "--processes", 2, "--process", i, devices=2,
-              **({} if i else options_of_the_first))
+        start(*arguments, *own[i], "--coordinator", address, "--processes", 2, "--process", i, devices=2)
         for i in range(2)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
@@ -255,12 +253,8 @@ def ends(processes, *, within=60):
 def test_an_error_in_one_process_ends_all(tmp_path):
     """No room for a checkpoint, where the first process writes: it says so, and holds nobody up."""
 
-    def little_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
-    two = start_two(
-        *SETTINGS, "--hidden-sizes", "256", "--mesh", "data=4", "--run-dir", tmp_path, preexec_fn=little_room
-    )
+    two = start_two(*SETTINGS, "--hidden-sizes", "256", "--mesh", "data=4", "--run-dir", tmp_path)
+    resource.prlimit(two[0].pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
     codes, said = ends(two, within=120)  # half a minute of it for the other's part of the checkpoint
     assert codes[0] == 1
     assert codes[1] != 0
@@ -288,13 +282,7 @@ def test_one_of_two_is_told_to_stop(tmp_path, uninterrupted):
     ],
 )
 def test_processes_that_do_not_fit_together(tmp_path, first, second, message):
-    options = [*SETTINGS[:-1], "inf", "--run-dir", tmp_path / "run"]
-    address = f"127.0.0.1:{free_port()}"
-    two = [
-        start(*options, *own, "--coordinator", address, "--processes", 2, "--process", i, devices=2)
-        for i, own in enumerate((first, second))
-    ]
-    codes, said = ends(two)
+    codes, said = ends(start_two(*SETTINGS[:-1], "inf", "--run-dir", tmp_path / "run", own=(first, second)))
     assert codes[0] == 1
     assert codes[1] != 0
     assert message in said[0]

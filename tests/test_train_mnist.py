@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
 import numpy as np
 import processes
+import programs
 import pytest
 import recipes
 import results
@@ -105,6 +108,22 @@ def test_the_average_is_what_is_saved_and_scored(tmp_path):
     result = train(digits(tmp_path, average=0.99999, epochs=5, lr=1e-2))
     assert result.history[-1]["train_accuracy"] > 0.9
     assert result.scores["test"]["accuracy"] < 0.5
+
+
+def test_a_mesh_of_one_device_is_no_mesh(tmp_path):
+    """The compiled epoch holds the same operations, as many of each."""
+    x, y = train_mnist.datasets.load_digits().train
+
+    def operations(mesh):
+        config, key = digits(tmp_path, dropout=0.1, mesh=mesh), jax.random.key(0)
+        program = programs.build(config, key, (64, 32, 10), (x, y))
+        shardings = (program.shardings, None) if mesh else None
+        epoch = jax.jit(program.epoch, donate_argnums=0, out_shardings=shardings)
+        compiled = epoch.lower(program.state, key, np.float32(1), *program.feed(key)).compile()
+        return Counter(re.findall(r" = .*? ([a-z][a-z-]*)\(", compiled.as_text()))
+
+    assert operations("data=1") == operations("")
+    assert operations("")["dot"] == 5
 
 
 def test_a_committee_is_its_networks_side_by_side(tmp_path):
@@ -299,6 +318,10 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ({"hidden_sizes": (-3,)}, "--hidden-sizes has -3, expected at least 1"),
         ({"momentum": 5.0}, r"--momentum is 5.0, expected a number in \[0, 1\)"),
         ({"dropout": 1.0}, r"--dropout is 1.0, expected a number in \[0, 1\)"),
+        (
+            {"mesh": "data=8", "batch_size": 120, "accumulate": 2},
+            "--batch-size is 120, expected a multiple of 16: of --accumulate 2 times the 8 of --mesh data=8",
+        ),
     ],
     ids=str,
 )
