@@ -1,4 +1,4 @@
-"""How a training step scales: what moves between devices, read from the compiled program, what each keeps, and the time.
+"""How a training step scales: what moves between devices, from the compiled program; what each keeps; and the time.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/scaling.py           # on the devices at hand
 python scripts/scaling.py --pod                                                         # on others, by calculation
