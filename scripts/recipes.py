@@ -120,10 +120,10 @@ RECIPES = {
          "validation": 0},
     ),
     "dropout": Recipe(
-        "dropout and max-norm",
+        "dropout and weight decay",
         "1.05%, 784-898-1532-10; 0.95%, 784-8192-8192-10 (Srivastava et al., 2014)",
-        {"hidden_sizes": (1024, 1024), "dropout": 0.5, "input_dropout": 0.2, "max_norm": 3.0, "epochs": 100,
-         "batch_size": 256, "validation": 0, "compute_dtype": "bfloat16"},
+        {"hidden_sizes": (1500, 1500), "dropout": 0.5, "input_dropout": 0.2, "optimizer": "adamw", "weight_decay": 0.3,
+         "epochs": 100, "batch_size": 256, "validation": 0, "compute_dtype": "bfloat16"},
     ),
     "vat": Recipe(
         "virtual adversarial training, weight decay and label smoothing",
