@@ -126,6 +126,13 @@ def test_a_mesh_of_one_device_is_no_mesh(tmp_path):
     assert operations("")["dot"] == 5
 
 
+def test_what_lies_on_several_devices_is_not_saved_with_an_old_jax(tmp_path, monkeypatch):
+    monkeypatch.delattr(jax, "set_mesh", raising=False)
+    with pytest.raises(ValueError, match="--mesh data=2: orbax needs a newer jax than"):
+        train(digits(tmp_path, mesh="data=2"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_committee_is_its_networks_side_by_side(tmp_path):
     """Each network has weights of its own, and the committee scores by the mean of their probabilities."""
     result = train(digits(tmp_path, committee=3, epochs=10, lr=1e-2))
