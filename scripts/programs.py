@@ -6,13 +6,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from recipes import NO_DISTORTION, Config
 
 from funcnet import activations, init, optimizers, sharding, training
-from funcnet.distortions import distort, scaled
+from funcnet.distortions import distort, scaled, upright
 from funcnet.mlp import Params
 from funcnet.regularizers import averaged, dropout_masks, max_norm, virtual_adversarial
 
@@ -25,15 +26,14 @@ class Program(NamedTuple):
     epoch: Callable[..., Any]  # (state, key, strength, x, y) -> (state, metrics)
     feed: Callable[[Array], tuple[Any, Any]]  # the epoch's key -> its x and y, where they are needed
     weights: Callable[[training.TrainState], Params]  # what is evaluated and saved
-    logits: Callable[[Params, ArrayLike], Array]  # (weights, x) -> (N, K), of the whole committee
+    logits: Callable[[Params, ArrayLike], Array]  # (weights, x as `prepared`) -> (N, K), of the whole committee
     place: Callable[[Any], Any]  # puts what is to be evaluated where it is needed
     shardings: Any = None  # of the state, if there is a mesh
 
 
 def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, Any]) -> Program:
     """The program of a configuration: for one network, for one over a mesh, or for a committee by `vmap`."""
-    samples = len(data[0])
-    optimizer = make_optimizer(config, steps_per_epoch=-(-samples // config.batch_size))
+    optimizer = make_optimizer(config, steps_per_epoch=-(-len(data[1]) // config.batch_size))
     network = {"hidden": activations.from_name(config.activation), "compute_dtype": config.compute_dtype}
 
     def settings(strength) -> dict[str, Any]:
@@ -65,13 +65,16 @@ def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, A
 
 
 def committee_of(networks: int, start: Callable[[Array], training.TrainState], key: Array, one: Program) -> Program:
-    """Several networks side by side, each with its own weights and its own order of the samples."""
+    """Several networks side by side, each with its own weights, its own order of the samples, maybe its own images."""
 
     def epoch(state, key, strength, x, y):
-        return jax.vmap(one.epoch, (0, 0, None, None, None))(state, jax.random.split(key, networks), strength, x, y)
+        over = (0, 0, None, 0 if x.ndim == 3 else None, None)
+        return jax.vmap(one.epoch, over)(state, jax.random.split(key, networks), strength, x, y)
 
     @jax.jit
     def logits(params, x):
+        if x.ndim == 3:
+            return training.committee(jax.lax.map(lambda member: one.logits(*member), (params, x)))
         return training.committee(jax.lax.map(lambda params: one.logits(params, x), params))
 
     return one._replace(state=jax.vmap(start)(jax.random.split(key, networks)), epoch=epoch, logits=logits)
@@ -107,7 +110,7 @@ def over_mesh(config: Config, one: Program, network: dict[str, Any], data: tuple
         return spread_out._replace(feed=lambda _: on_device)
 
     def epoch(state, key, strength, x, y):
-        return training.make_dealt_epoch(one.step(strength), samples=len(data[0]))(state, key, x, y)
+        return training.make_dealt_epoch(one.step(strength), samples=len(data[1]))(state, key, x, y)
 
     def feed(key):
         return sharding.deal(key, *data, batch_size=config.batch_size, mesh=mesh)
@@ -126,6 +129,16 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer
     if config.max_norm:
         optimizer = max_norm(optimizer, config.max_norm)
     return averaged(optimizer, config.average) if config.average else optimizer
+
+
+def prepared(config: Config, x: np.ndarray) -> np.ndarray:
+    """The images as the networks get to see them, `(N, n_0)`, or `(M, N, n_0)` if each of a committee has its own."""
+    side = math.isqrt(x.shape[-1])
+    sets = [np.asarray(_upright(x, width=width or None, image_shape=(side, side))) for width in config.upright]
+    return np.stack(sets) if len(sets) > 1 else sets[0] if sets else x
+
+
+_upright = jax.jit(upright, static_argnames=("width", "image_shape"))
 
 
 def make_transform(config: Config, pixels: int, strength: Any) -> training.Transform | None:

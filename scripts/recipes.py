@@ -41,6 +41,9 @@ class Config:
     """Part of each target spread evenly over the classes."""
     vat_radius: float = 0.0
     """How far virtual adversarial training moves each image; 0 is none of it."""
+    upright: tuple[float, ...] = ()
+    """Make all images upright first, and this wide: the standard deviation of the ink's columns, in pixels; 0 leaves
+    each its own width. For a committee, one width for all networks or one for each."""
     distortion: Distortion = NO_DISTORTION
     """How much each image is deformed, anew in each epoch."""
     soft_finish: float = 0.0
@@ -140,9 +143,9 @@ RECIPES = {
         _DISTORT | {"hidden_sizes": (2500, 2000, 1500, 1000, 500), "distortion": CIRESAN, "epochs": 800},
     ),
     "committee": Recipe(
-        "five of `distort` in one program",
+        "five like `distort` in one program, for upright images of five widths",
         "0.31%, seven networks (Ciresan et al., 2011)",
-        _DISTORT | {"committee": 5},
+        _DISTORT | {"committee": 5, "upright": (0.0, 3.2, 4.0, 4.8, 5.4), "epochs": 100, "views": 1},
     ),
 }  # fmt: skip
 
@@ -198,7 +201,7 @@ def read(path: Path) -> Config:
             hint = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name])
             raise ValueError(f"{path}: {name} is {value!r}, expected {hint.replace('typing.', '')}")
     settings |= dict.fromkeys(("run_dir", "resume", "coordinator", "processes", "process")) | {"repeat": path}
-    settings["hidden_sizes"] = tuple(settings["hidden_sizes"])
+    settings |= {name: tuple(settings[name]) for name in ("hidden_sizes", "upright")}
     settings["distortion"] = Distortion(**settings["distortion"])
     settings["data_dir"] = settings["data_dir"] and Path(settings["data_dir"])
     return Config(**settings)
@@ -248,7 +251,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is UnionType:
         return any(_fits(value, part) for part in get_args(hint))
     if get_origin(hint) is tuple:
-        return isinstance(value, list) and all(_fits(v, int) for v in value)
+        return isinstance(value, list) and all(_fits(v, get_args(hint)[0]) for v in value)
     kinds: dict[Any, Any] = {float: (int, float), Path: str}
     return isinstance(value, kinds.get(hint, hint)) and isinstance(value, bool) == (hint is bool)
 
@@ -283,6 +286,12 @@ def check(config: Config) -> None:
     for name, value in config.distortion._asdict().items():
         if not value >= 0 or (name == "sigma" and value == 0):
             raise ValueError(f"--distortion.{name} is {value}, expected a positive number")
+    for width in config.upright:
+        if not width >= 0:
+            raise ValueError(f"--upright has {width}, expected a positive number of pixels, or 0")
+    if len(config.upright) not in (0, 1, config.committee):
+        raise ValueError(f"--upright has {len(config.upright)} widths, expected one, or one for each network of "
+                         f"--committee {config.committee}")  # fmt: skip
     if config.batch_size % config.accumulate:
         raise ValueError(
             f"--batch-size is {config.batch_size}, expected a multiple of --accumulate {config.accumulate}"

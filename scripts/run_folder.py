@@ -95,9 +95,10 @@ def save_weights(params: Params, config: Config, run_dir: Path) -> None:
         return
     metadata = {"hidden": config.activation, "output": "identity", "loss": softmax_cross_entropy.name}
     path = run_dir / WEIGHTS
+    widths = config.upright if len(config.upright) > 1 else config.upright * config.committee
     for number, member in enumerate(members(params, config.committee), 1):
         numbered = path if config.committee == 1 else path.with_stem(f"{path.stem}_{number}")
-        io.save_params(numbered, member, metadata)
+        io.save_params(numbered, member, metadata | ({"upright": str(widths[number - 1])} if widths else {}))
 
 
 def members(tree: Any, committee: int) -> list[Any]:

@@ -32,7 +32,7 @@ from processes import (
     say,
     told_to_stop,
 )
-from programs import Program, build, make_transform
+from programs import Program, build, make_transform, prepared
 from recipes import OF_ONE_PROCESS, Config, check, described, from_command_line
 from run_folder import (
     CHECKPOINTS,
@@ -90,9 +90,11 @@ def train(config: Config, asked_to_stop: Callable[[int], bool] = lambda done: Fa
     K = int(y.max()) + 1
     targets = np.asarray(smooth_labels(y, K, config.label_smoothing)) if config.label_smoothing else y
     key_init, key_epochs = jax.random.split(jax.random.key(config.seed))
-    program = build(config, key_init, (x.shape[1], *config.hidden_sizes, K), (x, targets))
+    seen = {part: (prepared(config, x), y) for part, (x, y) in sets.items()}
+    data = seen["train"][0], targets
+    program = build(config, key_init, (x.shape[1], *config.hidden_sizes, K), data)
     introduce(config, name, len(x), program)
-    seen = {part: program.place(sets[part]) for part in sets if part != "train"}
+    seen = {part: program.place(seen[part]) for part in seen if part != "train"}
 
     began = time.perf_counter()
     first = key_epochs, np.float32(1), *program.feed(key_epochs)
@@ -104,7 +106,7 @@ def train(config: Config, asked_to_stop: Callable[[int], bool] = lambda done: Fa
     run_dir = open_run_dir(config, name)  # so late that Ctrl-C before leaves nothing behind
     compiled = time.perf_counter()
     with checkpoints.open_folder(run_dir / CHECKPOINTS, keep=config.keep) as folder:
-        fitted = fit(config, program, key_epochs, (x, targets), seen.get("validation"), run_dir, folder, asked_to_stop)
+        fitted = fit(config, program, key_epochs, data, seen.get("validation"), run_dir, folder, asked_to_stop)
     state, history, interrupted = fitted
     seconds = {"compile": compiled - began, "run": time.perf_counter() - compiled}
     if is_writer() and not any((run_dir / CHECKPOINTS).iterdir()):
@@ -116,15 +118,15 @@ def train(config: Config, asked_to_stop: Callable[[int], bool] = lambda done: Fa
 
     if not config.test:
         seen.pop("test")
-    seen = {"train": program.place(sets["train"]), **seen}
-    scores = {part: {"samples": len(seen[part][0]), **evaluate(program, params, seen[part])} for part in seen}
+    seen = {"train": program.place((data[0], y)), **seen}
+    scores = {part: {"samples": len(seen[part][1]), **evaluate(program, params, seen[part])} for part in seen}
     part, (x_last, y_last) = list(seen.items())[-1]  # the test images, or without them those held out
     logits = program.logits(params, x_last)
     if config.views > 1:
         logits = views_logits(config, program, params, x_last)
-        scores[f"{part}, averaged"] = {"samples": len(x_last), **as_floats(training.score(logits, y_last))}
+        scores[f"{part}, averaged"] = {"samples": len(y_last), **as_floats(training.score(logits, y_last))}
     p = np.asarray(softmax_cross_entropy.predict(logits))
-    x_last, y_last = np.asarray(x_last), np.asarray(y_last)
+    x_last, y_last = sets[part]  # as they are
     confusion = np.zeros((K, K), int)
     np.add.at(confusion, (y_last, p.argmax(1)), 1)
     final = {"scores": scores, "seconds": seconds, "device": jax.devices()[0].device_kind, "interrupted": interrupted}
@@ -147,7 +149,7 @@ def fit(
     start, history = take_up(folder, config, {"state": program.state, "key": key_data})
     state = start["state"]
     saved_at = time.monotonic()
-    n = len(data[0]) * config.committee
+    n = len(data[1]) * config.committee
     whole = copy(state)  # the epoch takes `state` over; this stays if it does not come back
     with tqdm(
         total=config.epochs, initial=len(history), unit="epoch", dynamic_ncols=True, disable=not is_writer()
@@ -206,14 +208,17 @@ def find_fault(config, program, state, key, data, strength) -> tuple[int | None,
     replay = partial(training.first_nonfinite_step, program.step(strength), batch_size=config.batch_size)
     if config.committee == 1:
         return replay(state, key, *data)
+    x, y = data
     keys = jax.random.split(key, config.committee)
-    steps = [replay(member, k, *data)[0] for member, k in zip(members(state, config.committee), keys, strict=True)]
+    images = x if x.ndim == 3 else [x] * config.committee
+    committee = zip(members(state, config.committee), keys, images, strict=True)
+    steps = [replay(member, k, x, y)[0] for member, k, x in committee]
     return min((at for at in steps if at is not None), default=None), state
 
 
 def views_logits(config, program, params, x) -> Array:
     """The committee of deformed views of each image: what the network says of all of them together."""
-    half = make_transform(config, x.shape[1], 0.5) or training.scale_pixels
+    half = make_transform(config, x.shape[-1], 0.5) or training.scale_pixels
     keys = jax.random.split(jax.random.key(config.seed), config.views)
     return training.committee(jnp.stack([program.logits(params, half(key, x)) for key in keys]))
 

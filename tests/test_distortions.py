@@ -10,7 +10,7 @@ from scipy import ndimage
 
 import funcnet
 from funcnet import training
-from funcnet.distortions import CIRESAN, SIMARD, Distortion, bilinear, distort, source_points
+from funcnet.distortions import CIRESAN, SIMARD, Distortion, bilinear, distort, source_points, upright
 
 
 @pytest.fixture
@@ -136,6 +136,84 @@ def test_it_composes(images):
     ]
     np.testing.assert_array_equal(runs[0][0][0], runs[1][0][0])  # the same key, the same bits
     assert not np.array_equal(runs[0][0][0], runs[2][0][0])
+
+
+def moments(image):
+    """Mean row and column of the ink, and its variances and covariance, by NumPy's own."""
+    r, c = (axis.ravel() for axis in np.mgrid[: image.shape[0], : image.shape[1]])
+    weights = image.ravel().astype(np.float64)
+    (m_rr, m_rc), (_, m_cc) = np.cov(r, c, aweights=weights, ddof=0)
+    return np.average(r, weights=weights), np.average(c, weights=weights), m_rr, m_rc, m_cc
+
+
+def spots(n, shape=(28, 28)):
+    """Four round spots of ink around the middle of each image, `(n, H W)` uint8."""
+    places = np.random.default_rng(0).uniform(-3.5, 3.5, (n, 4, 2, 1, 1)) + np.array(shape)[:, None, None] / 2
+    ink = np.exp(-((np.mgrid[: shape[0], : shape[1]] - places) ** 2).sum(2) / 3).sum(1)
+    return (255 * ink / ink.max((1, 2), keepdims=True)).round().astype(np.uint8).reshape(n, -1)
+
+
+@pytest.mark.parametrize(("width", "shape"), [(None, (28, 28)), (4.0, (28, 28)), (3.0, (28, 20))])
+def test_upright_is_its_formula_by_scipy(width, shape):
+    """Moments by NumPy's weighted covariance, looked up by SciPy."""
+    x = spots(20, shape)
+    new = np.asarray(upright(jnp.asarray(x), width=width, image_shape=shape)).reshape(-1, *shape)
+    r, c = np.mgrid[: shape[0], : shape[1]] - (np.array(shape)[:, None, None] - 1) / 2
+    for before, after in zip(x.reshape(-1, *shape), new, strict=True):
+        m_r, m_c, m_rr, m_rc, m_cc = moments(before)
+        s = m_rc / m_rr
+        f = 1 if width is None else np.clip(np.sqrt(m_cc - m_rc**2 / m_rr) / width, 0.5, 2)
+        points = np.stack([m_r + r, m_c + s * r + f * c])
+        expected = ndimage.map_coordinates(before * 1.0, points, order=1, mode="grid-constant")
+        assert np.abs(after - expected).max() <= 0.51  # rounded to whole numbers
+
+
+def test_upright_images_are_upright_centred_and_as_wide_as_asked():
+    x = spots(50)
+    assert np.abs([moments(image)[3] for image in x.reshape(-1, 28, 28)]).mean() > 1  # they were not
+    new = np.asarray(upright(jnp.asarray(x), width=2.5)).reshape(-1, 28, 28)
+    m_r, m_c, _, m_rc, m_cc = np.array([moments(image) for image in new]).T
+    np.testing.assert_allclose(m_r, 13.5, atol=0.1)
+    np.testing.assert_allclose(m_c, 13.5, atol=0.1)
+    np.testing.assert_allclose(m_rc, 0, atol=0.3)  # as far as rows between pixels can tell
+    np.testing.assert_allclose(np.sqrt(m_cc), 2.5, rtol=0.06)
+
+
+def test_a_sheared_image_becomes_the_one_that_it_was():
+    x = spots(20).reshape(-1, 28, 28)
+    sheared = np.stack([ndimage.affine_transform(image * 1.0, [[1, 0], [0.3, 1]], [0, -4], order=1) for image in x])
+    sheared = sheared.round().astype(np.uint8)
+    both = [np.asarray(upright(jnp.asarray(a.reshape(-1, 784)))).astype(float) for a in (x, sheared)]
+    assert np.abs(both[0] - both[1]).mean() < 0.15 * np.abs(x * 1.0 - sheared).mean()  # what interpolation blurs
+
+
+def test_upright_takes_whatever_ink_there_is():
+    image = np.zeros((4, 28, 28), np.uint8)
+    image[1, 3, 20] = 255  # a dot
+    image[2, 5, 4:9] = 255  # a row, which has no slant
+    image[3, 4:9, 5] = 255  # a column, which has no width
+    for width in (None, 2.0):
+        new = np.asarray(upright(jnp.asarray(image.reshape(4, 784)), width=width)).reshape(4, 28, 28)
+        assert not new[0].any()
+        assert (new[1:].max((1, 2)) > 60).all()
+    x = jnp.asarray(spots(6))
+    once = upright(x)
+    np.testing.assert_array_equal(jax.jit(upright)(x), once)
+    np.testing.assert_array_equal(upright(x.reshape(2, 3, 784)), once.reshape(2, 3, 784))
+    np.testing.assert_array_equal(jax.vmap(upright)(x), once)
+    np.testing.assert_array_equal(upright(x[0]), once[0])
+
+
+@pytest.mark.parametrize(
+    ("x", "width", "message"),
+    [
+        (np.zeros((2, 784), np.float32), None, r"x is float32 of shape \(2, 784\), expected uint8"),
+        (np.zeros((2, 784), np.uint8), 0.0, r"width is 0\.0, expected a positive number of pixels"),
+    ],
+)
+def test_bad_input_of_upright_is_named(x, width, message):
+    with pytest.raises(ValueError, match=message):
+        upright(jnp.asarray(x), width=width)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from train_mnist import train
 
 import funcnet
 from funcnet import io, optimizers, training
-from funcnet.distortions import Distortion
+from funcnet.distortions import Distortion, upright
 
 SCRIPT = Path(train_mnist.__file__)
 FILES = {"config.json", "confusion.png", "curves.png", "metrics.jsonl", "mistakes.png", "scores.json", "weights.png",
@@ -94,6 +94,8 @@ def test_same_seed_same_bits(tmp_path):
         {"epochs": 1, "batch_size": 5000},
         {"vat_radius": 1.0, "max_norm": 2.0, "label_smoothing": 0.1, "average": 0.9},
         {"distortion": Distortion(rotation=5.0, alpha=5.0, sigma=2.0), "committee": 2, "average": 0.9},
+        {"dropout": 0.2, "upright": (0.0,), "mesh": "data=1"},
+        {"committee": 2, "upright": (1.5,), "views": 2, "distortion": Distortion(rotation=5.0)},
     ],
     ids=str,
 )
@@ -146,8 +148,25 @@ def test_a_committee_is_its_networks_side_by_side(tmp_path):
     assert result.scores["test"]["loss"] == pytest.approx(-np.log(mean[np.arange(360), y]).mean(), rel=1e-4)
 
 
-def test_a_committee_whose_loss_is_not_finite_names_the_step(tmp_path):
-    config = digits(tmp_path, committee=2, optimizer="sgd", lr=1e12, schedule="constant")
+def test_each_of_a_committee_may_see_images_of_a_width_of_its_own(tmp_path):
+    """What a run scores is what its weights, with the widths beside them, say of images made so by hand."""
+    result = train(digits(tmp_path, committee=2, upright=(0.0, 1.2), epochs=10, lr=1e-2))
+    x, y = train_mnist.datasets.load_digits().test
+    p = []
+    for i, width in ((1, None), (2, 1.2)):
+        path = result.run_dir / f"weights_{i}.safetensors"
+        assert io.load_metadata(path)["upright"] == str(width or 0.0)
+        seen = np.asarray(upright(x, width=width, image_shape=(8, 8)))
+        assert (seen != x).mean() > 0.1
+        p.append(funcnet.predict(io.load_params(path), seen.astype(np.float32) / 255))
+    mean = np.mean(np.asarray(p, np.float64), 0)
+    assert result.scores["test"]["loss"] == pytest.approx(-np.log(mean[np.arange(360), y]).mean(), rel=1e-4)
+    assert result.scores["test"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("widths", [(), (0.0, 1.2)])
+def test_a_committee_whose_loss_is_not_finite_names_the_step(widths, tmp_path):
+    config = digits(tmp_path, committee=2, optimizer="sgd", lr=1e12, schedule="constant", upright=widths)
     with pytest.raises(FloatingPointError, match=r"in epoch 1, first at its step \d+, counted from 0"):
         train(config)
     assert {"weights_1.safetensors", "weights_2.safetensors"} <= {path.name for path in config.run_dir.iterdir()}
@@ -155,13 +174,15 @@ def test_a_committee_whose_loss_is_not_finite_names_the_step(tmp_path):
 
 def test_a_run_is_repeated_from_its_config(tmp_path):
     """Every kind of setting survives the file, and the weights come out with the same bits."""
-    first = train(digits(tmp_path, distortion=Distortion(rotation=5.0), dropout=0.1, average=0.5, committee=2, seed=3))
+    settings = {"distortion": Distortion(rotation=5.0), "dropout": 0.1, "average": 0.5, "committee": 2, "seed": 3}
+    settings["upright"] = (0.0, 1.5)
+    first = train(digits(tmp_path, **settings))
     again = from_command_line(["--repeat", str(first.run_dir / "config.json"), "--run-dir", str(tmp_path / "again")])
     second = train(again)
     for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert again == dataclasses.replace(
-        digits(tmp_path, distortion=Distortion(rotation=5.0), dropout=0.1, average=0.5, committee=2, seed=3),
+        digits(tmp_path, **settings),
         repeat=first.run_dir / "config.json",
         run_dir=tmp_path / "again",
     )
@@ -197,6 +218,7 @@ def test_every_recipe_runs(name, tmp_path):
         (with_setting("lr", True), "lr is True, expected float"),
         (with_setting("optimizer", "lion"), "optimizer is 'lion', expected .*'adamw', 'rmsprop', 'sgd'"),
         (with_setting("hidden_sizes", [3, "4"]), r"hidden_sizes is \[3, '4'\], expected tuple"),
+        (with_setting("upright", ["wide"]), r"upright is \['wide'\], expected tuple"),
         (with_setting("distortion", {"wobble": 1}), "distortion is {'wobble': 1}, expected Distortion"),
         ("\udcff", "not the configuration of a run"),
     ],
@@ -323,6 +345,8 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ({"validation": 1437}, "--validation is 1437, expected fewer than the 1,437 training images"),
         ({"activation": "swish"}, "unknown activation 'swish', expected one of"),
         ({"hidden_sizes": (-3,)}, "--hidden-sizes has -3, expected at least 1"),
+        ({"upright": (-3.0,)}, r"--upright has -3\.0, expected a positive number of pixels, or 0"),
+        ({"upright": (3.0, 4.0), "committee": 3}, "--upright has 2 widths, expected one, or one for each network of"),
         ({"momentum": 5.0}, r"--momentum is 5.0, expected a number in \[0, 1\)"),
         ({"dropout": 1.0}, r"--dropout is 1.0, expected a number in \[0, 1\)"),
         (
