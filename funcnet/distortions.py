@@ -9,6 +9,8 @@ Gambardella and Schmidhuber, Neural Computation 2010.
 
     transform = partial(distort, amounts=CIRESAN)
     epoch = jax.jit(make_epoch(optimizer, batch_size=128, transform=transform), donate_argnums=0)
+
+`upright` is the other way round: it takes from an image, once, what deformations would teach a network to overlook.
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
-"""A digit of MNIST and forty deformations of it, as a network sees them in forty epochs.
+"""A digit of MNIST and forty deformations of it, as a network sees them in forty epochs; and digits made upright.
 
-python scripts/deformations.py                    # draws deformations.png
+python scripts/deformations.py                    # draws deformations.png and upright.png
 python scripts/deformations.py --index 7 --amounts.rotation 30
 """
 
@@ -14,6 +14,8 @@ import tyro
 
 from funcnet import datasets, distortions, plotting
 
+WIDTHS = (3.2, 4.0, 4.8, 5.4)  # with the one of its own, what the committee's networks see
+
 
 def deformations(image: np.ndarray, amounts: distortions.Distortion, n: int = 40, seed: int = 0) -> np.ndarray:
     """The image itself and `n` deformations, `(1 + n, H W)`, in `[0, 1]`."""
@@ -22,21 +24,30 @@ def deformations(image: np.ndarray, amounts: distortions.Distortion, n: int = 40
     return np.concatenate([image[None] / np.float32(255), deformed])
 
 
+def widths_apart(x: np.ndarray, widths: tuple[float, ...] = WIDTHS) -> tuple[np.ndarray, list[str]]:
+    """Images as they are, upright, and upright in each width, one row after the other, with their titles."""
+    rows = [x, *(distortions.upright(jnp.asarray(x), width=width) for width in (None, *widths))]
+    titles = ["as it is", "upright", *(f"{width:g} wide" for width in widths)]
+    return np.concatenate(rows) / np.float32(255), [title for title in titles for _ in x]
+
+
 def main(
     index: int = 0,
     amounts: distortions.Distortion = distortions.CIRESAN,
     seed: int = 0,
     data_dir: Path | None = None,
     out: Path = Path("deformations.png"),
+    upright_out: Path = Path("upright.png"),
 ) -> None:
-    """Draw an image of the training set and forty deformations of it.
+    """Draw an image of the training set and forty deformations of it, and it and its neighbours made upright.
 
     Args:
       index: which image.
       amounts: how much it is deformed.
       seed: decides the draws.
       data_dir: folder with the MNIST files; otherwise $FUNCNET_DATA, then the user's cache, then a download.
-      out: the picture.
+      out: the picture of the deformations.
+      upright_out: the picture of upright images.
     """
     x, _ = datasets.load_mnist(data_dir).train
     if not 0 <= index < len(x):
@@ -46,7 +57,12 @@ def main(
         deformations(x[index], amounts, seed=seed), titles, title="A digit and forty deformations", rows=4, columns=11
     )
     figure.savefig(out, dpi=100)
-    print(f"drawn in {out}")
+    neighbours = x[np.arange(index, index + 11) % len(x)]
+    figure = plotting.images(
+        *widths_apart(neighbours), title="Digits made upright, and so many pixels wide", rows=6, columns=11
+    )
+    figure.savefig(upright_out, dpi=100)
+    print(f"drawn in {out} and {upright_out}")
 
 
 if __name__ == "__main__":

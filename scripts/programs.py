@@ -134,11 +134,9 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer
 def prepared(config: Config, x: np.ndarray) -> np.ndarray:
     """The images as the networks get to see them, `(N, n_0)`, or `(M, N, n_0)` if each of a committee has its own."""
     side = math.isqrt(x.shape[-1])
-    sets = [np.asarray(_upright(x, width=width or None, image_shape=(side, side))) for width in config.upright]
+    by_width = jax.jit(upright, static_argnames=("width", "image_shape"))
+    sets = [np.asarray(by_width(x, width=width or None, image_shape=(side, side))) for width in config.upright]
     return np.stack(sets) if len(sets) > 1 else sets[0] if sets else x
-
-
-_upright = jax.jit(upright, static_argnames=("width", "image_shape"))
 
 
 def make_transform(config: Config, pixels: int, strength: Any) -> training.Transform | None:

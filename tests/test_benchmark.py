@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import peers
 import pytest
+import timing
 
 import funcnet
 
@@ -80,21 +81,21 @@ def test_all_that_claim_the_same_are_compared():
 
 
 def test_candidates_take_turns(monkeypatch):
-    monkeypatch.setattr(benchmark, "PAUSE", 0)
+    monkeypatch.setattr(timing, "PAUSE", 0)
     order = []
     candidates = {name: lambda name=name: order.append(name) or time.sleep(0.06) for name in ("a", "b")}
-    first, second = benchmark.compare("case", candidates, 0.01, {"b": {"memory in MB": 1.5}})
+    first, second = timing.compare("case", candidates, 0.01, {"b": {"memory in MB": 1.5}})
     turn = ["a", "a", "b", "b"]  # each call after one that is not timed
     assert order == [*turn, *turn, *turn[::-1], *turn, *turn[::-1], *turn]
     assert first.ratio == 1
-    header, _, a, b = benchmark.markdown([first, second]).splitlines()
+    header, _, a, b = timing.markdown([first, second]).splitlines()
     assert header == "|  | case |"
     assert re.fullmatch(r"\| a \| [\d.]+ ms ±\d+%, 1\.00x \|", a)
     assert re.fullmatch(r"\| b \| [\d.]+ ms ±\d+%, [\d.]+x, memory in MB 1\.5 \|", b)
 
 
 def test_units_are_readable():
-    assert benchmark.readable(0.00123456) == "1.23 ms"
+    assert timing.readable(0.00123456) == "1.23 ms"
 
 
 def test_flops_of_a_step_are_those_of_its_products():
