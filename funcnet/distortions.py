@@ -14,7 +14,7 @@ Gambardella and Schmidhuber, Neural Computation 2010.
 """
 
 from functools import partial
-from math import pi, prod, sqrt
+from math import inf, pi, prod, sqrt
 from typing import NamedTuple
 
 import jax
@@ -87,14 +87,15 @@ def upright(x: Array, *, width: float | None = None, image_shape: tuple[int, int
 
         (m_r + r,  m_c + s r + f c)     s = m_rc / m_rr, the slant;  f = sqrt(m_cc - s m_rc) / width, or 1
 
-    so that afterwards `m_rc` is 0, and the standard deviation of the ink's columns is `width`. It is a fixed map of an
-    image, for training and test alike, to be applied once. Deslanting as in LeCun, Bottou, Bengio and Haffner, 1998;
-    widths that differ between the networks of a committee as in Ciresan et al., 2011, there by the bounding box.
+    so that afterwards `m_rc` is 0 and `width` the standard deviation of the ink's columns, as far as the frame and the
+    limits below allow. It is a fixed map of an image, for training and test alike, to be applied once. Deslanting as in
+    LeCun, Bottou, Bengio and Haffner, 1998; widths that differ between the networks of a committee as in Ciresan et
+    al., 2011, there by the bounding box.
 
     Args:
       x: uint8 pixels, `(..., H W)`; an image without ink stays as it is.
-      width: in pixels; an image is made at most twice as wide or as narrow as it was.
-      image_shape: `(H, W)`; beyond the image all is 0.
+      width: in pixels, static; an image is made at most twice as wide or as narrow as it was. By default its own.
+      image_shape: `(H, W)`, static; beyond the image all is 0, and ink that is moved there is lost.
 
     Returns:
       uint8, of the shape of `x`.
@@ -107,11 +108,12 @@ def upright(x: Array, *, width: float | None = None, image_shape: tuple[int, int
     [200, 200, 200, 200, 200]
     """
     _check_images(x, image_shape)
-    if width is not None and not width > 0:
+    if width is not None and not 0 < width < inf:
         raise ValueError(f"width is {width}, expected a positive number of pixels")
     # In parts, since looking up takes some 50 bytes a pixel; each image by itself.
     one = partial(_upright_image, width=width)
-    return jax.lax.map(one, x.reshape(-1, *image_shape), batch_size=1000).reshape(x.shape)
+    with jax.default_matmul_precision("highest"):  # a moment that is off moves every pixel
+        return jax.lax.map(one, x.reshape(-1, *image_shape), batch_size=1000).reshape(x.shape)
 
 
 def _upright_image(image: Array, width: float | None) -> Array:
@@ -122,7 +124,7 @@ def _upright_image(image: Array, width: float | None) -> Array:
     m_r, m_c = of_row @ r, of_column @ c
     m_rr, m_cc = of_row @ (r - m_r) ** 2, of_column @ (c - m_c) ** 2
     m_rc = (r - m_r) @ ink @ (c - m_c)
-    s = jnp.where(m_rr > 0, m_rc / jnp.where(m_rr > 0, m_rr, 1), 0)  # a row of ink has no slant
+    s = m_rc / jnp.maximum(m_rr, 1 / 12)  # the variance within a pixel: one row of ink alone has no slant
     f = 1.0 if width is None else jnp.clip(jnp.sqrt(jnp.maximum(m_cc - s * m_rc, 0)) / width, 0.5, 2)
     r, c = r[:, None] - (len(r) - 1) / 2, c[None, :] - (len(c) - 1) / 2
     points = jnp.stack(jnp.broadcast_arrays(m_r + r, m_c + s * r + f * c))  # (2, H, W)

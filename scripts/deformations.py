@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from recipes import RECIPES
 
 from funcnet import datasets, distortions, plotting
 
-WIDTHS = (3.2, 4.0, 4.8, 5.4)  # with the one of its own, what the committee's networks see
+WIDTHS = RECIPES["committee"].settings["upright"]  # 0 is an image's own
 
 
 def deformations(image: np.ndarray, amounts: distortions.Distortion, n: int = 40, seed: int = 0) -> np.ndarray:
@@ -25,9 +26,9 @@ def deformations(image: np.ndarray, amounts: distortions.Distortion, n: int = 40
 
 
 def widths_apart(x: np.ndarray, widths: tuple[float, ...] = WIDTHS) -> tuple[np.ndarray, list[str]]:
-    """Images as they are, upright, and upright in each width, one row after the other, with their titles."""
-    rows = [x, *(distortions.upright(jnp.asarray(x), width=width) for width in (None, *widths))]
-    titles = ["as it is", "upright", *(f"{width:g} wide" for width in widths)]
+    """Images as they are, then upright in each width, row after row, with their titles."""
+    rows = [x, *(distortions.upright(jnp.asarray(x), width=width or None) for width in widths)]
+    titles = ["as it is", *(f"{width:g} wide" if width else "upright" for width in widths)]
     return np.concatenate(rows) / np.float32(255), [title for title in titles for _ in x]
 
 
@@ -59,7 +60,10 @@ def main(
     figure.savefig(out, dpi=100)
     neighbours = x[np.arange(index, index + 11) % len(x)]
     figure = plotting.images(
-        *widths_apart(neighbours), title="Digits made upright, and so many pixels wide", rows=6, columns=11
+        *widths_apart(neighbours),
+        title="Digits made upright, and so many pixels wide",
+        rows=1 + len(WIDTHS),
+        columns=11,
     )
     figure.savefig(upright_out, dpi=100)
     print(f"drawn in {out} and {upright_out}")

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
@@ -32,7 +33,10 @@ class Program(NamedTuple):
 
 
 def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, Any]) -> Program:
-    """The program of a configuration: for one network, for one over a mesh, or for a committee by `vmap`."""
+    """The program of a configuration: for one network, for one over a mesh, or for a committee by `vmap`.
+
+    `data` are images as `prepared`, and class ids or targets.
+    """
     optimizer = make_optimizer(config, steps_per_epoch=-(-len(data[1]) // config.batch_size))
     network = {"hidden": activations.from_name(config.activation), "compute_dtype": config.compute_dtype}
 
@@ -134,8 +138,9 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer
 def prepared(config: Config, x: np.ndarray) -> np.ndarray:
     """The images as the networks get to see them, `(N, n_0)`, or `(M, N, n_0)` if each of a committee has its own."""
     side = math.isqrt(x.shape[-1])
-    by_width = jax.jit(upright, static_argnames=("width", "image_shape"))
-    sets = [np.asarray(by_width(x, width=width or None, image_shape=(side, side))) for width in config.upright]
+    sets = [
+        np.asarray(upright(jnp.asarray(x), width=width or None, image_shape=(side, side))) for width in config.upright
+    ]
     return np.stack(sets) if len(sets) > 1 else sets[0] if sets else x
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -43,7 +44,8 @@ class Config:
     """How far virtual adversarial training moves each image; 0 is none of it."""
     upright: tuple[float, ...] = ()
     """Make all images upright first, and this wide: the standard deviation of the ink's columns, in pixels; 0 leaves
-    each its own width. For a committee, one width for all networks or one for each."""
+    each its own width. For a committee, one width for all networks or one for each. Without any, images stay as they
+    are."""
     distortion: Distortion = NO_DISTORTION
     """How much each image is deformed, anew in each epoch."""
     soft_finish: float = 0.0
@@ -123,10 +125,10 @@ RECIPES = {
          "validation": 0},
     ),
     "dropout": Recipe(
-        "dropout and weight decay",
+        "dropout and weight decay, on upright images",
         "1.05%, 784-898-1532-10; 0.95%, 784-8192-8192-10 (Srivastava et al., 2014)",
-        {"hidden_sizes": (1500, 1500), "dropout": 0.5, "input_dropout": 0.2, "optimizer": "adamw", "weight_decay": 0.3,
-         "epochs": 100, "batch_size": 256, "validation": 0, "compute_dtype": "bfloat16"},
+        {"hidden_sizes": (1024, 1024), "upright": (0.0,), "dropout": 0.5, "input_dropout": 0.2, "optimizer": "adamw",
+         "weight_decay": 0.3, "epochs": 60, "batch_size": 256, "validation": 0, "compute_dtype": "bfloat16"},
     ),
     "vat": Recipe(
         "virtual adversarial training, weight decay and label smoothing",
@@ -143,7 +145,7 @@ RECIPES = {
         _DISTORT | {"hidden_sizes": (2500, 2000, 1500, 1000, 500), "distortion": CIRESAN, "epochs": 800},
     ),
     "committee": Recipe(
-        "five like `distort` in one program, for upright images of five widths",
+        "five like `distort` in one program, for upright images of their own and four other widths",
         "0.31%, seven networks (Ciresan et al., 2011)",
         _DISTORT | {"committee": 5, "upright": (0.0, 3.2, 4.0, 4.8, 5.4), "epochs": 100, "views": 1},
     ),
@@ -174,6 +176,11 @@ def described(name: str) -> str:
     """A recipe in a line, with what the literature has for settings of its own."""
     about, literature, _ = RECIPES[name]
     return f"{about}; in the literature {literature}" if literature else about
+
+
+def in_words(width: float) -> str:
+    """A width of upright images."""
+    return f"{width:g}" if width else "own width"
 
 
 def as_json(config: Config) -> str:
@@ -287,11 +294,11 @@ def check(config: Config) -> None:
         if not value >= 0 or (name == "sigma" and value == 0):
             raise ValueError(f"--distortion.{name} is {value}, expected a positive number")
     for width in config.upright:
-        if not width >= 0:
-            raise ValueError(f"--upright has {width}, expected a positive number of pixels, or 0")
+        if not 0 <= width < math.inf:
+            raise ValueError(f"--upright has {width}, expected a positive number of pixels, or 0 for an image's own")
     if len(config.upright) not in (0, 1, config.committee):
-        raise ValueError(f"--upright has {len(config.upright)} widths, expected one, or one for each network of "
-                         f"--committee {config.committee}")  # fmt: skip
+        raise ValueError(f"--upright has {len(config.upright)} widths, {config.upright}, expected one, such as 0, or "
+                         f"one for each network of --committee {config.committee}")  # fmt: skip
     if config.batch_size % config.accumulate:
         raise ValueError(
             f"--batch-size is {config.batch_size}, expected a multiple of --accumulate {config.accumulate}"

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, sync_global_devices
 from processes import is_writer, say
-from recipes import FREE_TO_CHANGE, Config, as_json
+from recipes import FREE_TO_CHANGE, Config, as_json, in_words
 
 from funcnet import checkpoints, io, softmax_cross_entropy
 from funcnet.mlp import Params
@@ -98,7 +98,9 @@ def save_weights(params: Params, config: Config, run_dir: Path) -> None:
     widths = config.upright if len(config.upright) > 1 else config.upright * config.committee
     for number, member in enumerate(members(params, config.committee), 1):
         numbered = path if config.committee == 1 else path.with_stem(f"{path.stem}_{number}")
-        io.save_params(numbered, member, metadata | ({"upright": str(widths[number - 1])} if widths else {}))
+        if widths:
+            metadata["upright"] = in_words(widths[number - 1])
+        io.save_params(numbered, member, metadata)
 
 
 def members(tree: Any, committee: int) -> list[Any]:

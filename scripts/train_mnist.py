@@ -33,7 +33,7 @@ from processes import (
     told_to_stop,
 )
 from programs import Program, build, make_transform, prepared
-from recipes import OF_ONE_PROCESS, Config, check, described, from_command_line
+from recipes import OF_ONE_PROCESS, Config, check, described, from_command_line, in_words
 from run_folder import (
     CHECKPOINTS,
     SCORES,
@@ -219,8 +219,12 @@ def find_fault(config, program, state, key, data, strength) -> tuple[int | None,
 def views_logits(config, program, params, x) -> Array:
     """The committee of deformed views of each image: what the network says of all of them together."""
     half = make_transform(config, x.shape[-1], 0.5) or training.scale_pixels
+
+    def view(key):  # of a committee with widths of its own, each network's images, deformed alike
+        return half(key, x) if x.ndim == 2 else jax.lax.map(partial(half, key), x)
+
     keys = jax.random.split(jax.random.key(config.seed), config.views)
-    return training.committee(jnp.stack([program.logits(params, half(key, x)) for key in keys]))
+    return training.committee(jnp.stack([program.logits(params, view(key)) for key in keys]))
 
 
 def evaluate(program: Program, params: Params, data: tuple[Array, Array]) -> dict[str, float]:
@@ -296,6 +300,8 @@ def introduce(config: Config, name: str, samples: int, program: Program) -> None
     say(summary(first))
     if others:
         say(f"{config.committee} such networks side by side")
+    if config.upright:
+        say(f"images made upright, their widths in pixels: {', '.join(map(in_words, config.upright))}")
 
 
 def copy(state: training.TrainState) -> training.TrainState:

@@ -153,9 +153,9 @@ def spots(n, shape=(28, 28)):
     return (255 * ink / ink.max((1, 2), keepdims=True)).round().astype(np.uint8).reshape(n, -1)
 
 
-@pytest.mark.parametrize(("width", "shape"), [(None, (28, 28)), (4.0, (28, 28)), (3.0, (28, 20))])
+@pytest.mark.parametrize(("width", "shape"), [(None, (28, 28)), (4.0, (28, 28)), (1.0, (28, 20))])
 def test_upright_is_its_formula_by_scipy(width, shape):
-    """Moments by NumPy's weighted covariance, looked up by SciPy."""
+    """Moments by NumPy's weighted covariance, looked up by SciPy; up to both limits of how wide it may become."""
     x = spots(20, shape)
     new = np.asarray(upright(jnp.asarray(x), width=width, image_shape=shape)).reshape(-1, *shape)
     r, c = np.mgrid[: shape[0], : shape[1]] - (np.array(shape)[:, None, None] - 1) / 2
@@ -187,15 +187,28 @@ def test_a_sheared_image_becomes_the_one_that_it_was():
     assert np.abs(both[0] - both[1]).mean() < 0.15 * np.abs(x * 1.0 - sheared).mean()  # what interpolation blurs
 
 
-def test_upright_takes_whatever_ink_there_is():
-    image = np.zeros((4, 28, 28), np.uint8)
-    image[1, 3, 20] = 255  # a dot
-    image[2, 5, 4:9] = 255  # a row, which has no slant
-    image[3, 4:9, 5] = 255  # a column, which has no width
-    for width in (None, 2.0):
-        new = np.asarray(upright(jnp.asarray(image.reshape(4, 784)), width=width)).reshape(4, 28, 28)
-        assert not new[0].any()
-        assert (new[1:].max((1, 2)) > 60).all()
+@pytest.mark.parametrize("width", [None, 6.0])
+def test_upright_takes_whatever_ink_there_is(width):
+    """Nothing, dots, rows, which have no slant, and columns, which have no width: all go to the middle unslanted."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((301, 28, 28), np.uint8)
+    for i in range(100):
+        images[1 + i, rng.integers(28), rng.integers(28)] = 255  # a dot
+        images[101 + i, rng.integers(28), 8:20] = rng.integers(1, 256, 12)  # a row
+        images[201 + i, 8:20, rng.integers(28)] = rng.integers(1, 256, 12)  # a column
+    new = np.asarray(upright(jnp.asarray(images.reshape(-1, 784)), width=width)).reshape(-1, 28, 28)
+    assert not new[0].any()
+    for before, after in zip(images[1:], new[1:], strict=True):
+        m_r, m_c, m_rr, m_rc, m_cc = moments(after)
+        np.testing.assert_allclose([m_r, m_c], 13.5, atol=0.55)  # between two pixels, and cut off at whole numbers
+        assert abs(m_rc) < 0.1
+        assert abs(m_rr - moments(before)[2]) <= 0.6  # no higher, but for the blur between two pixels
+        if width is None:
+            assert abs(m_cc - moments(before)[4]) <= 0.6
+            np.testing.assert_allclose(after.sum(dtype=int), before.sum(dtype=int), rtol=0.02)
+
+
+def test_upright_composes():
     x = jnp.asarray(spots(6))
     once = upright(x)
     np.testing.assert_array_equal(jax.jit(upright)(x), once)
@@ -208,7 +221,9 @@ def test_upright_takes_whatever_ink_there_is():
     ("x", "width", "message"),
     [
         (np.zeros((2, 784), np.float32), None, r"x is float32 of shape \(2, 784\), expected uint8"),
+        (np.zeros((2, 64), np.uint8), None, r"x is uint8 of shape \(2, 64\), expected uint8 of shape \(\.\.\., 784\)"),
         (np.zeros((2, 784), np.uint8), 0.0, r"width is 0\.0, expected a positive number of pixels"),
+        (np.zeros((2, 784), np.uint8), np.inf, "width is inf, expected"),
     ],
 )
 def test_bad_input_of_upright_is_named(x, width, message):

@@ -38,7 +38,7 @@ def test_arrows_go_one_way():
     """A module imports only those before it."""
     order = ["activations", "losses", "initializers", "validation", "mlp", "per_sample", "curvature", "optimizers",
              "regularizers", "training", "sharding", "distortions", "extras", "datasets", "io", "checkpoints",
-             "plotting", "testing"]  # fmt: skip
+             "plotting", "ladder", "kinks", "testing"]  # fmt: skip
     assert sorted(order) == MODULES
     for i, name in enumerate(order):
         source = (ROOT / "funcnet" / f"{name}.py").read_text()
@@ -59,7 +59,7 @@ NO_EXAMPLE = {"load_mnist", "main", "matrix", "save_case", "write_atomically"}  
 
 
 def public_functions():
-    for module in sorted(set(MODULES) - {"validation", "extras"}):
+    for module in sorted(set(MODULES) - {"validation", "extras", "ladder", "kinks"}):  # what these hold is for others
         for node in ast.parse((ROOT / "funcnet" / f"{module}.py").read_text()).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name not in INTERNAL:
                 yield pytest.param(node, id=f"{module}.{node.name}")

@@ -95,7 +95,8 @@ def test_same_seed_same_bits(tmp_path):
         {"vat_radius": 1.0, "max_norm": 2.0, "label_smoothing": 0.1, "average": 0.9},
         {"distortion": Distortion(rotation=5.0, alpha=5.0, sigma=2.0), "committee": 2, "average": 0.9},
         {"dropout": 0.2, "upright": (0.0,), "mesh": "data=1"},
-        {"committee": 2, "upright": (1.5,), "views": 2, "distortion": Distortion(rotation=5.0)},
+        {"committee": 2, "upright": (1.5,), "test": False},
+        {"committee": 2, "upright": (0.0, 1.5), "views": 2, "distortion": Distortion(rotation=5.0)},
     ],
     ids=str,
 )
@@ -155,7 +156,7 @@ def test_each_of_a_committee_may_see_images_of_a_width_of_its_own(tmp_path):
     p = []
     for i, width in ((1, None), (2, 1.2)):
         path = result.run_dir / f"weights_{i}.safetensors"
-        assert io.load_metadata(path)["upright"] == str(width or 0.0)
+        assert io.load_metadata(path)["upright"] == str(width or "own width")
         seen = np.asarray(upright(x, width=width, image_shape=(8, 8)))
         assert (seen != x).mean() > 0.1
         p.append(funcnet.predict(io.load_params(path), seen.astype(np.float32) / 255))
@@ -345,8 +346,11 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ({"validation": 1437}, "--validation is 1437, expected fewer than the 1,437 training images"),
         ({"activation": "swish"}, "unknown activation 'swish', expected one of"),
         ({"hidden_sizes": (-3,)}, "--hidden-sizes has -3, expected at least 1"),
-        ({"upright": (-3.0,)}, r"--upright has -3\.0, expected a positive number of pixels, or 0"),
-        ({"upright": (3.0, 4.0), "committee": 3}, "--upright has 2 widths, expected one, or one for each network of"),
+        ({"upright": (-3.0,)}, r"--upright has -3\.0, expected a positive number of pixels, or 0 for"),
+        (
+            {"upright": (3.0, 4.0), "committee": 3},
+            r"--upright has 2 widths, \(3\.0, 4\.0\), expected one, such as 0, or one",
+        ),
         ({"momentum": 5.0}, r"--momentum is 5.0, expected a number in \[0, 1\)"),
         ({"dropout": 1.0}, r"--dropout is 1.0, expected a number in \[0, 1\)"),
         (
