@@ -108,6 +108,24 @@ def products_alone(sizes, batch_size, steps) -> Callable[[], Any]:
     return call(compiled(lambda Ws: jax.lax.scan(step, Ws, length=steps)[0], Ws), Ws)
 
 
+def products_suite(seconds: float) -> Iterator[Row]:
+    """The three products of a layer, each by itself, and dW from a transposed `a` that is already there."""
+    for n, n_in, n_out in ((128, 784, 128), (128, 784, 1024), (128, 1024, 1024)):
+        keys = jax.random.split(jax.random.key(0), 3)
+        a, W, delta = map(jax.random.normal, keys, ((n, n_in), (n_in, n_out), (n, n_out)))
+        products = {
+            "a W": ("ni,ij->nj", a, W),
+            "delta W^T": ("nj,ij->ni", delta, W),
+            "dW = a^T delta": ("ni,nj->ij", a, delta),
+            "dW, a^T being there": ("in,nj->ij", jnp.array(a.T), delta),
+        }
+        candidates = {name: call(compiled(partial(jnp.einsum, spec), *p), *p) for name, (spec, *p) in products.items()}
+        times = interleaved(candidates, seconds)
+        flops = 2 * n * n_in * n_out
+        more = {name: {"GFLOP/s": f"{flops / np.median(t) / 1e9:.0f}"} for name, t in times.items()}
+        yield from rows_of(f"batch {n}, {n_in} to {n_out}", times, more)
+
+
 def epoch_suite(seconds: float) -> Iterator[Row]:
     """An epoch of MNIST by plain SGD, against other frameworks and against matrix products alone.
 
@@ -434,6 +452,7 @@ def check_agreement(candidates) -> None:
 
 SUITES: dict[str, Callable[..., Iterator[Row]]] = {
     "step": step_suite,
+    "products": products_suite,
     "epoch": epoch_suite,
     "time-to-accuracy": time_to_accuracy_suite,
     "per-sample": per_sample_suite,
@@ -444,8 +463,8 @@ SUITES: dict[str, Callable[..., Iterator[Row]]] = {
     "inference": inference_suite,
     "distortion": distortion_suite,
 }
-Suite = Literal["step", "epoch", "time-to-accuracy", "per-sample", "sweep", "mesh", "compile", "scaling", "inference",
-                "distortion"]  # fmt: skip
+Suite = Literal["step", "products", "epoch", "time-to-accuracy", "per-sample", "sweep", "mesh", "compile", "scaling",
+                "inference", "distortion"]  # fmt: skip
 
 
 def main(
