@@ -145,9 +145,9 @@ RECIPES = {
         _DISTORT | {"hidden_sizes": (2500, 2000, 1500, 1000, 500), "distortion": CIRESAN, "epochs": 800},
     ),
     "committee": Recipe(
-        "five like `distort` in one program, for upright images of their own and four other widths",
+        "five of `distort` in one program",
         "0.31%, seven networks (Ciresan et al., 2011)",
-        _DISTORT | {"committee": 5, "upright": (0.0, 3.2, 4.0, 4.8, 5.4), "epochs": 100, "views": 1},
+        _DISTORT | {"committee": 5},
     ),
 }  # fmt: skip
 
