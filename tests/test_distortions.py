@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import deformations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,6 +207,15 @@ def test_upright_takes_whatever_ink_there_is(width):
         if width is None:
             assert abs(m_cc - moments(before)[4]) <= 0.6
             np.testing.assert_allclose(after.sum(dtype=int), before.sum(dtype=int), rtol=0.02)
+
+
+def test_the_picture_of_widths_has_a_row_for_each():
+    x = spots(3)
+    rows, titles = deformations.widths_apart(x, (0.0, 2.0))
+    np.testing.assert_allclose(rows[:3], x / 255, atol=1e-6)
+    np.testing.assert_allclose(rows[3:6], np.asarray(upright(jnp.asarray(x))) / 255, atol=1e-6)
+    np.testing.assert_allclose(rows[6:], np.asarray(upright(jnp.asarray(x), width=2.0)) / 255, atol=1e-6)
+    assert titles == ["as it is"] * 3 + ["upright"] * 3 + ["2 wide"] * 3
 
 
 def test_upright_composes():
