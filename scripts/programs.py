@@ -138,8 +138,9 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer
 def prepared(config: Config, x: np.ndarray) -> np.ndarray:
     """The images as the networks get to see them, `(N, n_0)`, or `(M, N, n_0)` if each of a committee has its own."""
     side = math.isqrt(x.shape[-1])
-    make_upright = partial(upright, jnp.asarray(x), image_shape=(side, side))
-    sets = [x if width is None else np.asarray(make_upright(width=width or None)) for width in config.upright]
+    sets = [
+        np.asarray(upright(jnp.asarray(x), width=width or None, image_shape=(side, side))) for width in config.upright
+    ]
     return np.stack(sets) if len(sets) > 1 else sets[0] if sets else x
 
 

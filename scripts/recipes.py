@@ -42,9 +42,10 @@ class Config:
     """Part of each target spread evenly over the classes."""
     vat_radius: float = 0.0
     """How far virtual adversarial training moves each image; 0 is none of it."""
-    upright: tuple[float | None, ...] = ()
+    upright: tuple[float, ...] = ()
     """Make all images upright first, and this wide: the standard deviation of the ink's columns, in pixels; 0 leaves
-    each its own width, None leaves images as they are. For a committee, one width for all networks or one for each."""
+    each its own width. For a committee, one width for all networks or one for each. Without any, images stay as they
+    are."""
     distortion: Distortion = NO_DISTORTION
     """How much each image is deformed, anew in each epoch."""
     soft_finish: float = 0.0
@@ -144,9 +145,9 @@ RECIPES = {
         _DISTORT | {"hidden_sizes": (2500, 2000, 1500, 1000, 500), "distortion": CIRESAN, "epochs": 800},
     ),
     "committee": Recipe(
-        "four like `distort` in one program, two of them on upright images",
+        "five of `distort` in one program",
         "0.31%, seven networks (Ciresan et al., 2011)",
-        _DISTORT | {"committee": 4, "upright": (None, None, 0.0, 4.8), "activation": "gelu", "epochs": 160},
+        _DISTORT | {"committee": 5},
     ),
 }  # fmt: skip
 
@@ -177,9 +178,9 @@ def described(name: str) -> str:
     return f"{about}; in the literature {literature}" if literature else about
 
 
-def in_words(width: float | None) -> str:
+def in_words(width: float) -> str:
     """A width of upright images."""
-    return "as they are" if width is None else f"{width:g}" if width else "own width"
+    return f"{width:g}" if width else "own width"
 
 
 def as_json(config: Config) -> str:
@@ -293,8 +294,8 @@ def check(config: Config) -> None:
         if not value >= 0 or (name == "sigma" and value == 0):
             raise ValueError(f"--distortion.{name} is {value}, expected a positive number")
     for width in config.upright:
-        if width is not None and not 0 <= width < math.inf:
-            raise ValueError(f"--upright has {width}, expected a positive number of pixels, 0 for an image's own, or None")
+        if not 0 <= width < math.inf:
+            raise ValueError(f"--upright has {width}, expected a positive number of pixels, or 0 for an image's own")
     if len(config.upright) not in (0, 1, config.committee):
         raise ValueError(f"--upright has {len(config.upright)} widths, {config.upright}, expected one, such as 0, or "
                          f"one for each network of --committee {config.committee}")  # fmt: skip

@@ -301,7 +301,7 @@ def introduce(config: Config, name: str, samples: int, program: Program) -> None
     if others:
         say(f"{config.committee} such networks side by side")
     if config.upright:
-        say(f"images made upright, and so many pixels wide: {', '.join(map(in_words, config.upright))}")
+        say(f"images made upright, their widths in pixels: {', '.join(map(in_words, config.upright))}")
 
 
 def copy(state: training.TrainState) -> training.TrainState:
