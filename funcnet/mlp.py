@@ -374,13 +374,21 @@ def layer_inputs(trace, masks) -> list[Array]:
 
 def layer_gradient(W, a, delta, dtype) -> tuple[Array, Array]:
     """`dW[i, j] = sum a[..., i] delta[..., j]` and `db[j] = sum delta[..., j]`, summed over all samples."""
-    # Sharded like W: where a mesh's axes are explicit, a contraction over a sharded batch must say what comes out.
-    a_T = jnp.moveaxis(a, -1, 0)  # (..., n_in) -> (n_in, ...)
-    if dtype != a.dtype:  # XLA's CPU would go back to full precision for a factor that it transposes by itself
-        a_T = optimization_barrier(a_T.astype(dtype)).astype(a.dtype)
-    dW = product("i...,...j->ij", a_T, delta, dtype, out_sharding=jax.typeof(W).sharding)
+    if W.shape[1] > 16:
+        dW = summed_products(a, delta, W, dtype)
+    else:  # as few columns as classes: XLA's CPU is two to seven times faster with dW^T, if kept from turning it back
+        dW = optimization_barrier(summed_products(delta, a, W.T, dtype)).T
     db = jnp.sum(delta, axis=tuple(range(delta.ndim - 1)))
     return dW, db
+
+
+def summed_products(p, q, like, dtype) -> Array:
+    """`sum p[..., i] q[..., j]` over all samples, sharded like a matrix of that shape."""
+    # Where a mesh's axes are explicit, a contraction over a sharded batch must say what comes out.
+    p_T = jnp.moveaxis(p, -1, 0)  # (..., n) -> (n, ...)
+    if dtype != p.dtype:  # XLA's CPU would go back to full precision for a factor that it transposes by itself
+        p_T = optimization_barrier(p_T.astype(dtype)).astype(p.dtype)
+    return product("i...,...j->ij", p_T, q, dtype, out_sharding=jax.typeof(like).sharding)
 
 
 def product(spec, p, q, dtype, out_sharding=None) -> Array:

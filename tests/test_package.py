@@ -53,8 +53,8 @@ def test_no_derivative_rule_is_registered():
 
 
 INTERNAL = {  # of `mlp` and `per_sample`: shared by modules, not for users
-    "prepare", "targets_and_shares", "forward_sweep", "backward_sweep", "layer_inputs", "layer_gradient", "product",
-    "masked", "like", "sweeps"}  # fmt: skip
+    "prepare", "targets_and_shares", "forward_sweep", "backward_sweep", "layer_inputs", "layer_gradient",
+    "summed_products", "product", "masked", "like", "sweeps"}  # fmt: skip
 NO_EXAMPLE = {"load_mnist", "main", "matrix", "save_case", "write_atomically"}  # they need files, or minutes
 
 
