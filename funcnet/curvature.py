@@ -123,7 +123,7 @@ def kronecker_factors(
     everywhere = jax.sharding.NamedSharding(jax.typeof(params[0][0]).sharding.mesh, jax.sharding.PartitionSpec())
 
     def second_moment(v):
-        product = mlp.product("...i,...j->ij", v, share[..., None] * v, dtype, out_sharding=everywhere)
+        product = mlp.summed_products(v, share[..., None] * v, everywhere, dtype)
         return (product + product.T) / 2  # the two factors are rounded each by itself
 
     return [KroneckerFactors(second_moment(a), second_moment(delta)) for a, delta in zip(inputs, deltas, strict=True)]

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.lax import optimization_barrier
 from jax.typing import ArrayLike, DTypeLike
 
@@ -375,26 +376,28 @@ def layer_inputs(trace, masks) -> list[Array]:
 def layer_gradient(W, a, delta, dtype) -> tuple[Array, Array]:
     """`dW[i, j] = sum a[..., i] delta[..., j]` and `db[j] = sum delta[..., j]`, summed over all samples."""
     if W.shape[1] > 16:
-        dW = summed_products(a, delta, W, dtype)
+        dW = summed_products(a, delta, jax.typeof(W).sharding, dtype)
     else:  # as few columns as classes: XLA's CPU is two to seven times faster with dW^T, if kept from turning it back
-        dW = optimization_barrier(summed_products(delta, a, W.T, dtype)).T
+        dW = optimization_barrier(summed_products(delta, a, jax.typeof(W.T).sharding, dtype)).T
     db = jnp.sum(delta, axis=tuple(range(delta.ndim - 1)))
     return dW, db
 
 
-def summed_products(p, q, like, dtype) -> Array:
-    """`sum p[..., i] q[..., j]` over all samples, sharded like a matrix of that shape."""
+def summed_products(p, q, sharding, dtype) -> Array:
+    """`sum p[..., i] q[..., j]` over all samples, in the dtype of `p`."""
+    p_T = jnp.moveaxis(p.astype(dtype), -1, 0)  # (..., n) -> (n, ...)
+    if dtype != p.dtype:  # laid out anew: what XLA's CPU transposes within a product, it multiplies in full precision
+        p_T = with_layout_constraint(p_T, Layout(tuple(range(p_T.ndim))))
     # Where a mesh's axes are explicit, a contraction over a sharded batch must say what comes out.
-    p_T = jnp.moveaxis(p, -1, 0)  # (..., n) -> (n, ...)
-    if dtype != p.dtype:  # XLA's CPU would go back to full precision for a factor that it transposes by itself
-        p_T = optimization_barrier(p_T.astype(dtype)).astype(p.dtype)
-    return product("i...,...j->ij", p_T, q, dtype, out_sharding=jax.typeof(like).sharding)
+    out = {"preferred_element_type": p.dtype, "out_sharding": sharding}
+    sums = jnp.einsum("i...,...j->ij", p_T, q.astype(dtype), **out)
+    # Were the sums then transposed, XLA's CPU would do it to the factors, and find that it has no such product.
+    return sums if dtype == p.dtype else optimization_barrier(sums)
 
 
-def product(spec, p, q, dtype, out_sharding=None) -> Array:
+def product(spec, p, q, dtype) -> Array:
     """A matrix product of factors cast to `dtype`, accumulated in the dtype that `p`, an `a` or a `delta`, has."""
-    factors = p.astype(dtype), q.astype(dtype)
-    return jnp.einsum(spec, *factors, preferred_element_type=p.dtype, out_sharding=out_sharding)
+    return jnp.einsum(spec, p.astype(dtype), q.astype(dtype), preferred_element_type=p.dtype)
 
 
 def _at_least_float32(dtype):

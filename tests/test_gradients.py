@@ -185,6 +185,16 @@ def test_half_precision_products_compose(name):
         assert 0 < np.linalg.norm(a - b) <= 8 * float(jnp.finfo(jnp.bfloat16).eps) * np.linalg.norm(b)
 
 
+@pytest.mark.parametrize("n", [1, 8, 64])
+def test_half_precision_products_may_be_transposed(n):
+    """XLA moves a transposition into the factors of a product, of which its CPU does not have all in half precision."""
+    (params, x, y), _ = oracle.make_case(0, (20, 30, 17), (n,), np.float32, weighted=False, masked=False)
+    fast = partial(funcnet.backward, compute_dtype="bfloat16")
+    as_is, transposed = jax.jit(fast)(params, x, y), jax.jit(lambda *args: jax.tree.map(jnp.transpose, fast(*args)))
+    for g, g_T in zip(jax.tree.leaves(as_is), jax.tree.leaves(transposed(params, x, y)), strict=True):
+        np.testing.assert_array_equal(g_T.T, g)
+
+
 @pytest.mark.parametrize("compute_dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 def test_a_batch_sharded_over_devices(axis_type, compute_dtype):
