@@ -72,8 +72,11 @@ def committee_of(networks: int, start: Callable[[Array], training.TrainState], k
     """Several networks side by side, each with its own weights, its own order of the samples, maybe its own images."""
 
     def epoch(state, key, strength, x, y):
-        over = (0, 0, None, 0 if x.ndim == 3 else None, None)
-        return jax.vmap(one.epoch, over)(state, jax.random.split(key, networks), strength, x, y)
+        def of_member(state, key, own_x=None):
+            return one.epoch(state, key, strength, x if own_x is None else own_x, y)
+
+        keys = jax.random.split(key, networks)
+        return for_each(of_member)(state, keys, *((x,) if x.ndim == 3 else ()))
 
     @jax.jit
     def logits(params, x):
@@ -82,6 +85,13 @@ def committee_of(networks: int, start: Callable[[Array], training.TrainState], k
         return training.committee(jax.lax.map(lambda params: one.logits(params, x), params))
 
     return one._replace(state=jax.vmap(start)(jax.random.split(key, networks)), epoch=epoch, logits=logits)
+
+
+def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` for each member of a committee in one program: all at once, but on a CPU, which one keeps busy, in turn."""
+    if jax.default_backend() == "cpu":
+        return lambda *args: jax.lax.map(lambda member: fn(*member), args)
+    return jax.vmap(fn)
 
 
 def over_mesh(config: Config, one: Program, network: dict[str, Any], data: tuple[Any, Any]) -> Program:
