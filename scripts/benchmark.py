@@ -30,6 +30,11 @@ from funcnet import datasets, distortions, per_sample, plotting, sharding, train
 
 SMALL, WIDE, LARGE = (784, 128, 10), (784, 800, 10), (784, 1024, 1024, 10)
 RATE = 0.1
+OURS: dict[str, Callable[[peers.Task], peers.Trainer]] = {
+    "funcnet": peers.funcnet_epoch,
+    "funcnet, bfloat16 products": partial(peers.funcnet_epoch, compute_dtype=jnp.bfloat16),
+    "funcnet's epoch, jax.grad, optax": peers.funcnet_with_optax,
+}
 
 
 def batch_of(sizes, n=128, seed=0) -> tuple[Any, jax.Array, jax.Array]:
@@ -140,11 +145,6 @@ def epoch_suite(seconds: float) -> Iterator[Row]:
     The ceiling is the FLOPs of the epoch's products at the rate of a 1,024 x 1,024 product, XLA's or NumPy's, whichever
     is faster, measured in the same rounds.
     """
-    ours = {
-        "funcnet": peers.funcnet_epoch,
-        "funcnet, bfloat16 products": partial(peers.funcnet_epoch, compute_dtype=jnp.bfloat16),
-        "funcnet's epoch, jax.grad, optax": peers.funcnet_with_optax,
-    }
     square = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
     on_device = jnp.asarray(square)
     squares = {
@@ -153,7 +153,7 @@ def epoch_suite(seconds: float) -> Iterator[Row]:
     }
     for sizes, batch_size in ((SMALL, 32), (SMALL, 128), (WIDE, 128), (LARGE, 128)):
         task = task_of(sizes, batch_size)
-        trainers = start_all(ours | peers.PEERS, task)
+        trainers = start_all(OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16, task)
         steps = -(-len(task.x) // batch_size)
         candidates = {name: trainer.epoch for name, trainer in trainers.items()}
         candidates["the same products alone, XLA"] = products_alone(sizes, batch_size, steps)

@@ -99,14 +99,20 @@ def plain_network(params, x):
     return x @ W + b
 
 
-def jax_and_optax(task: Task, on_device: bool = False) -> Trainer:
+def plain_network_in_bfloat16(params, x):
+    """The same with all but the parameters themselves in half precision, and the logits in float32."""
+    params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, x))
+    return plain_network(params, x).astype(jnp.float32)
+
+
+def jax_and_optax(task: Task, on_device: bool = False, network=plain_network) -> Trainer:
     """A jitted step in a Python loop; a batch is cut on the host, or gathered in the step from images on the device."""
     import optax
 
     optimizer = optax.sgd(task.rate)
 
     def loss_of(params, x, y):
-        return optax.softmax_cross_entropy_with_integer_labels(plain_network(params, x), y).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(network(params, x), y).mean()
 
     def update(params, opt_state, x, y):
         loss, grads = jax.value_and_grad(loss_of)(params, x, y)
@@ -231,8 +237,11 @@ def torch_network(params) -> Any:
     return torch.nn.Sequential(*layers[:-1])
 
 
-def pytorch(task: Task, compiled: bool = False) -> Trainer:
-    """Eager, or `torch.compile` around forward and loss; `SGD(fused=True)`, images gathered by `index_select`."""
+def pytorch(task: Task, compiled: bool = False, bfloat16: bool = False) -> Trainer:
+    """Eager, or `torch.compile` around forward and loss; `SGD(fused=True)`, images gathered by `index_select`.
+
+    In half precision by `torch.autocast`.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -243,7 +252,8 @@ def pytorch(task: Task, compiled: bool = False) -> Trainer:
     steps = len(task.x) // task.batch_size
 
     def loss_of(x, y):
-        return cross_entropy(model(x), y)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return cross_entropy(model(x), y)
 
     loss_of = torch.compile(loss_of) if compiled else loss_of
 
@@ -321,6 +331,11 @@ PEERS: dict[str, Callable[[Task], Trainer]] = {
     "PyTorch, compiled": partial(pytorch, compiled=True),
     "scikit-learn": scikit_learn,
     "NumPy by hand": numpy_by_hand,
+}
+PEERS_IN_BFLOAT16: dict[str, Callable[[Task], Trainer]] = {
+    "jax.grad + optax, bfloat16": partial(jax_and_optax, on_device=True, network=plain_network_in_bfloat16),
+    "PyTorch, eager, bfloat16": partial(pytorch, bfloat16=True),
+    "PyTorch, compiled, bfloat16": partial(pytorch, compiled=True, bfloat16=True),
 }
 
 

@@ -44,22 +44,22 @@ def in_float64(task, epochs):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch to itself, when it compiles
-@pytest.mark.parametrize("name", ["funcnet", "funcnet's epoch, jax.grad, optax", *peers.PEERS])
+@pytest.mark.parametrize("name", [*benchmark.OURS, *peers.PEERS, *peers.PEERS_IN_BFLOAT16])
 def test_everybody_takes_the_same_steps(task, name):
     for framework, package in (("Flax", "flax"), ("Equinox", "equinox"), ("PyTorch", "torch")):
         if framework in name:
             pytest.importorskip(package, reason="needs the extra `bench`")
-    if name == "PyTorch, compiled" and not shutil.which("c++"):
+    if "PyTorch, compiled" in name and not shutil.which("c++"):
         pytest.skip("torch.compile needs a C++ compiler")
-    ours = {"funcnet": peers.funcnet_epoch, "funcnet's epoch, jax.grad, optax": peers.funcnet_with_optax}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as their users have them
-        trainer = (ours | peers.PEERS)[name](task)
+        trainer = (benchmark.OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16)[name](task)
         for _ in range(3):
             trainer.epoch()
         got = trainer.params()
+    atol = 1e-2 if "bfloat16" in name else 1e-5
     for (W, b), (W_want, b_want) in zip(got, in_float64(task, 3), strict=True):
-        np.testing.assert_allclose(np.asarray(W), W_want, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(np.asarray(b), b_want, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(W), W_want, rtol=0, atol=atol)
+        np.testing.assert_allclose(np.asarray(b), b_want, rtol=0, atol=atol)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
