@@ -72,15 +72,16 @@ def test_gradients_are_those_of_one_device(name, compute_dtype):
         assert gradient.sharding.is_equivalent_to(wanted, gradient.ndim)
 
 
+@pytest.mark.parametrize("compute_dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("name", MESHES)
-def test_one_all_reduce_for_the_gradients(name):
+def test_one_all_reduce_for_the_gradients(name, compute_dtype):
     """Read from the compiled step: no sample moves, the gradients and the loss travel together."""
     optimizer = funcnet.adam(1e-3)
     state = training.init_state(funcnet.init(jax.random.key(0), SIZES), optimizer)
     mesh, in_sight = laid_out(name)
     with in_sight:
         shardings = sharding.state_shardings(state, mesh)
-        step = jax.jit(training.make_step(optimizer), out_shardings=(shardings, None))
+        step = jax.jit(training.make_step(optimizer, compute_dtype=compute_dtype), out_shardings=(shardings, None))
         x, y = rows(mesh, (np.ones((16, 6), np.uint8), np.zeros(16, np.int32)))
         found = collectives(step.lower(sharding.put(state, shardings), jax.random.key(0), x, y).compile())
     leaves = 2 * (len(SIZES) - 1)
