@@ -139,12 +139,14 @@ def products_suite(seconds: float) -> Iterator[Row]:
         yield from rows_of(f"batch {n}, {n_in} to {n_out}", times, more)
 
 
-def epoch_suite(seconds: float) -> Iterator[Row]:
+def epoch_suite(seconds: float, only: str = "") -> Iterator[Row]:
     """An epoch of MNIST by plain SGD, against other frameworks and against matrix products alone.
 
     The ceiling is the FLOPs of the epoch's products at the rate of a 1,024 x 1,024 product, XLA's or NumPy's, whichever
     is faster, measured in the same rounds.
     """
+    makers = OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16
+    makers = {name: make for name, make in makers.items() if name == "funcnet" or only in name}
     square = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
     on_device = jnp.asarray(square)
     squares = {
@@ -153,7 +155,7 @@ def epoch_suite(seconds: float) -> Iterator[Row]:
     }
     for sizes, batch_size in ((SMALL, 32), (SMALL, 128), (WIDE, 128), (LARGE, 128)):
         task = task_of(sizes, batch_size)
-        trainers = start_all(OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16, task)
+        trainers = start_all(makers, task)
         steps = -(-len(task.x) // batch_size)
         candidates = {name: trainer.epoch for name, trainer in trainers.items()}
         candidates["the same products alone, XLA"] = products_alone(sizes, batch_size, steps)
@@ -476,21 +478,28 @@ Suite = Literal["step", "products", "epoch", "time-to-accuracy", "per-sample", "
 
 
 def main(
-    suites: tuple[Suite, ...] = (), /, seconds: float = 3.0, out: Path | None = None, pictures: Path | None = None
+    suites: tuple[Suite, ...] = (),
+    /,
+    seconds: float = 3.0,
+    only: str = "",
+    out: Path | None = None,
+    pictures: Path | None = None,
 ):
     """Run suites and print their tables.
 
     Args:
       suites: which of them; all, if none is named.
       seconds: for each candidate.
+      only: in `epoch`, funcnet and the candidates with this in their names.
       out: a JSON file for the figures.
       pictures: a folder for the plots of `scaling`.
     """
     print(f"{machine()}\n")
+    own_settings: dict[str, dict[str, Any]] = {"epoch": {"only": only}, "scaling": {"pictures": pictures}}
     results: dict[str, list[dict[str, Any]]] = {}
     for name in suites or SUITES:
         run = SUITES[name]
-        rows = list(run(seconds, pictures) if run is scaling_suite else run(seconds))
+        rows = list(run(seconds, **own_settings.get(name, {})))
         print(f"## {name}\n\n{' '.join((run.__doc__ or '').split())}\n\n{markdown(rows)}", flush=True)
         results[name] = [asdict(row) for row in rows]
         if out is not None:
