@@ -108,12 +108,9 @@ class Recipe(NamedTuple):
 
 _DISTORT = {
     "hidden_sizes": (1000, 500),
-    "activation": "gelu",
     "distortion": Distortion(rotation=12.0, shear=12.0, scale=0.12, shift=1.0, alpha=36.0, sigma=5.0),
     "soft_finish": 0.15,
     "views": 32,
-    "optimizer": "adamw",
-    "weight_decay": 0.1,
     "batch_size": 256,
     "epochs": 220,
     "validation": 0,
