@@ -1,5 +1,6 @@
 """Checkpoints: back bit for bit, on any mesh; damaged ones never believed."""
 
+import gc
 import random
 import shutil
 import subprocess
@@ -123,7 +124,9 @@ def test_damage_is_never_believed(tmp_path, harm):
         (path / name).write_bytes(content[:at] if harm == "truncate" else content)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            warnings.filterwarnings("ignore", r"coroutine '\S+' was never awaited", RuntimeWarning)  # orbax gave up
             found = restored(path)
+            gc.collect()  # what orbax left behind speaks up here, not in a later test
         assert found.number == (2 if caught else 3)
         assert found.notes == {"history": [found.number, 0.1]}
         assert_same_bits(found.tree, a_state(step=found.number))
