@@ -72,6 +72,8 @@ class Config:
     """Networks trained side by side in one program, whose probabilities are averaged."""
     validation: int | None = None
     """Training images held out, to watch while training; by default a twelfth (5,000 of MNIST)."""
+    fold: int = 0
+    """Which of them: 0 holds out the last, 1 as many before those, and so on; for cross-validation."""
     test: bool = True
     """Look at the test set, once, at the end; not while settings are being chosen (--no-test)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -274,6 +276,7 @@ def check(config: Config) -> None:
         ("max_norm", 0),
         ("vat_radius", 0),
         ("validation", 0),
+        ("fold", 0),
         ("seed", 0),
         ("views", 1),
         ("accumulate", 1),
@@ -305,6 +308,8 @@ def check(config: Config) -> None:
         )
     if config.mesh and config.committee > 1:
         raise ValueError("--mesh shares one network's work out, and --committee trains several: give one of them")
+    if config.validation == 0 and config.fold:
+        raise ValueError(f"--fold is {config.fold} and --validation is 0: hold some out")
     if config.validation == 0 and not config.test:
         raise ValueError("--no-test leaves the validation images to look at, and --validation is 0: hold some out")
     if config.resume is not None:

@@ -1,4 +1,4 @@
-"""The table of results: runs of `train_mnist.py`, their test errors averaged over seeds.
+"""The table of results: runs of `train_mnist.py`, their errors averaged over seeds, or over what was held out.
 
 python scripts/results.py runs/distort-0 runs/distort-1 runs/distort-2
 """
@@ -17,35 +17,37 @@ from funcnet.mlp import Params
 
 
 def table(run_dirs: list[Path]) -> str:
-    """A row for each setting, whatever its seeds, in Markdown."""
+    """A row for each setting, whatever its seeds and folds, in Markdown."""
     runs: dict[Config, list[Path]] = {}
     for run_dir in run_dirs:
         unchanged = {name: getattr(Config(), name) for name in FREE_TO_CHANGE}
-        setting = replace(read(run_dir / "config.json"), seed=0, **unchanged)
+        setting = replace(read(run_dir / "config.json"), seed=0, fold=0, **unchanged)
         runs.setdefault(setting, []).append(run_dir)
-    lines = ["| recipe | network | parameters | epochs | time | test error, mean ± sd (seeds) | averaged over views | "
+    lines = ["| recipe | network | parameters | epochs | time | test error, mean ± sd (runs) | averaged over views | "
              "in the literature |", "|" + " --- |" * 8]  # fmt: skip
     return "\n".join([*lines, *(row(config, folders) for config, folders in runs.items())])
 
 
 def row(config: Config, run_dirs: list[Path]) -> str:
-    """One setting: its network, what it takes, and its test error over the seeds."""
+    """One setting: its network, what it takes, and its error over the runs."""
     finals = [final(run_dir) for run_dir in run_dirs]
     minutes = statistics.mean(sum(end["seconds"].values()) for end in finals) / 60
     params = network(run_dirs[0])
+    part = "test" if config.test else "validation"
     times = f"{config.committee} x " if config.committee > 1 else ""
     widths = "-".join(map(str, (len(params[0][0]), *(len(b) for _, b in params))))
     cells = [config.recipe, times + widths, f"{times}{count_parameters(params):,}", config.epochs, f"{minutes:.1f} min",
-             test_error(finals, "test"), test_error(finals, "test, averaged") if config.views > 1 else "",
+             error_rate(finals, part), error_rate(finals, f"{part}, averaged") if config.views > 1 else "",
              RECIPES[config.recipe].literature]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def test_error(finals: list[dict], part: str) -> str:
-    """Percent, with its spread over the runs."""
+def error_rate(finals: list[dict], part: str) -> str:
+    """Percent, with its spread over the runs; of held-out images where the test set was not read."""
     errors = [100 * (1 - end["scores"][part]["accuracy"]) for end in finals]
     spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-    return f"{statistics.mean(errors):.2f}{spread}% ({len(errors)})"
+    held_out = "" if part.startswith("test") else ", held out"
+    return f"{statistics.mean(errors):.2f}{spread}% ({len(errors)}{held_out})"
 
 
 def final(run_dir: Path) -> dict:

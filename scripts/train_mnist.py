@@ -250,8 +250,13 @@ def load(config: Config) -> tuple[str, dict[str, tuple[Any, Any]]]:
     held_out = len(x) // 12 if config.validation is None else config.validation
     if held_out >= len(x):
         raise ValueError(f"--validation is {held_out}, expected fewer than the {len(x):,} training images")
-    kept = len(x) - held_out
-    sets = {"train": (x[:kept], y[:kept]), "validation": (x[kept:], y[kept:]), "test": data.test}
+    end = len(x) - config.fold * held_out
+    start = end - held_out
+    if start < 0:
+        raise ValueError(f"--fold is {config.fold}, expected less than {len(x) // held_out}: so many times are there "
+                         f"--validation {held_out:,} in the {len(x):,} training images")  # fmt: skip
+    kept = [np.delete(part, np.s_[start:end], axis=0) for part in (x, y)]
+    sets = {"train": tuple(kept), "validation": (x[start:end], y[start:end]), "test": data.test}
     return name, {part: arrays for part, arrays in sets.items() if len(arrays[0])}
 
 

@@ -77,6 +77,16 @@ def test_a_run_leaves_everything_behind(tmp_path):
         assert part in table
 
 
+def test_folds_hold_out_every_image_once(tmp_path):
+    x, y = train_mnist.datasets.load_digits().train
+    folds = [train_mnist.load(digits(tmp_path, validation=479, fold=fold))[1] for fold in (2, 1, 0)]
+    for i, whole in enumerate((x, y)):
+        np.testing.assert_array_equal(np.concatenate([fold["validation"][i] for fold in folds]), whole)
+    for k, fold in enumerate(folds):
+        np.testing.assert_array_equal(fold["train"][0], np.concatenate([x[: 479 * k], x[479 * (k + 1) :]]))
+        np.testing.assert_array_equal(fold["train"][1], np.concatenate([y[: 479 * k], y[479 * (k + 1) :]]))
+
+
 def test_same_seed_same_bits(tmp_path):
     runs = [
         train(digits(tmp_path, seed=seed, dropout=0.2, run_dir=tmp_path / str(i))) for i, seed in enumerate((5, 5, 6))
@@ -246,6 +256,15 @@ def test_results_are_means_over_the_seeds_of_a_setting(tmp_path):
     assert "| default | 64-16-10 | 1,210 | 2 |" in lines[2]
 
 
+def test_results_of_what_was_held_out(tmp_path):
+    runs = [
+        train(digits(tmp_path, validation=479, fold=fold, test=False, run_dir=tmp_path / str(fold))) for fold in (0, 1)
+    ]
+    errors = [100 * (1 - run.scores["validation"]["accuracy"]) for run in runs]
+    expected = f"{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}% (2, held out)"
+    assert expected in results.table([run.run_dir for run in runs])
+
+
 def test_what_is_no_whole_run_is_no_result(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         results.table([tmp_path])
@@ -344,6 +363,9 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ({"batch_size": 0}, "--batch-size is 0, expected at least 1"),
         ({"epochs": -1}, "--epochs is -1, expected at least 0"),
         ({"validation": 1437}, "--validation is 1437, expected fewer than the 1,437 training images"),
+        ({"fold": 12}, "--fold is 12, expected less than 12: so many times are there --validation 119 in the 1,437"),
+        ({"fold": 1, "validation": 0}, "--fold is 1 and --validation is 0: hold some out"),
+        ({"fold": -1}, "--fold is -1, expected at least 0"),
         ({"activation": "swish"}, "unknown activation 'swish', expected one of"),
         ({"hidden_sizes": (-3,)}, "--hidden-sizes has -3, expected at least 1"),
         ({"upright": (-3.0,)}, r"--upright has -3\.0, expected a positive number of pixels, or 0 for"),
