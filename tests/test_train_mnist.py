@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -293,16 +294,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_weights(tmp_
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
 
 
+@contextmanager
+def started(*arguments, **pipes):
+    """The script as a process, which does not outlive a test that fails."""
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_ctrl_c_keeps_what_was_learnt(tmp_path):
     """As a command, interrupted in the middle of a run far too long to finish."""
-    arguments = ["--dataset", "digits", "--epochs", "1000000", "--run-dir", str(tmp_path / "run")]
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stdout=subprocess.PIPE, text=True)
+    arguments = "--dataset", "digits", "--epochs", "1000000", "--run-dir", tmp_path / "run"
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
+    with started(*arguments, stdout=subprocess.PIPE) as process:
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     whole = len(metrics.read_text().splitlines())
     assert f"interrupted  after {whole} whole epochs, whose weights these are" in out
@@ -310,11 +322,11 @@ def test_ctrl_c_keeps_what_was_learnt(tmp_path):
 
 
 def test_ctrl_c_before_training_leaves_nothing_behind(tmp_path):
-    arguments = ["--dataset", "digits", "--hidden-sizes", *["64"] * 40, "--run-dir", str(tmp_path / "run")]
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
-    assert "training images" in process.stderr.readline()  # now it compiles
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    arguments = "--dataset", "digits", "--hidden-sizes", *["64"] * 40, "--run-dir", tmp_path / "run"
+    with started(*arguments, stderr=subprocess.PIPE) as process:
+        assert "training images" in process.stderr.readline()  # now it compiles
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "train_mnist: interrupted" in err
     assert list(tmp_path.iterdir()) == []
