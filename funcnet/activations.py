@@ -54,7 +54,6 @@ relu = Activation(
 """`a = max(z, 0)`; Nair and Hinton, ICML 2010. `relu'(0) = 0`."""
 
 
-@functools.cache
 def leaky_relu(slope: float = 0.01) -> Activation:
     """`a = z` for `z > 0`, else `slope * z`; Maas, Hannun and Ng, ICML 2013.
 
@@ -71,10 +70,14 @@ def leaky_relu(slope: float = 0.01) -> Activation:
 
     >>> leaky_relu(0.1).fn(jnp.array([-1.0, 2.0]))
     Array([-0.1,  2. ], dtype=float32)
-    >>> leaky_relu(0.1) is leaky_relu(0.1)
+    >>> leaky_relu(0.01) is leaky_relu()
     True
     """
-    slope = float(slope)
+    return _leaky_relu(float(slope))
+
+
+@functools.cache  # by value: a default and a keyword would be other keys
+def _leaky_relu(slope: float) -> Activation:
     if not math.isfinite(slope):
         raise ValueError(f"leaky_relu: slope is {slope}, expected a finite number")
     return Activation(

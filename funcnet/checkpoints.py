@@ -98,7 +98,7 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
     Args:
       manager: from `open_folder`.
       number: larger than those before.
-      tree: arrays, of any sharding.
+      tree: arrays, of any sharding, random keys among them.
       notes: what JSON can hold.
 
     Raises:
@@ -117,7 +117,8 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
         raise ValueError(
             f"checkpoint {number} in {manager.directory}: expected a number above {newest}, the newest there"
         )
-    content = json.dumps({"shapes": _shapes(tree), "fingerprint": np.asarray(fingerprint(tree)).tolist(),
+    shapes, tree = _shapes(tree), jax.tree.map(_without_key, tree)
+    content = json.dumps({"shapes": shapes, "fingerprint": np.asarray(fingerprint(tree)).tolist(),
                           "notes": notes or {}})  # fmt: skip
     sealed = {"content": content, "sha256": hashlib.sha256(content.encode()).hexdigest()}
     if not hasattr(jax, "set_mesh") and any(len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(tree)):
@@ -164,7 +165,7 @@ def restore(manager: Any, like: Any) -> Checkpoint | None:
     None
     """
     ocp = import_extra("orbax.checkpoint")
-    abstract = jax.tree.map(_abstract, like)
+    abstract = jax.tree.map(_abstract, jax.tree.map(_without_key, like))
     damaged: dict[int, Exception] = {}
     for number in sorted(manager.all_steps(), reverse=True):
         try:
@@ -186,7 +187,7 @@ def restore(manager: Any, like: Any) -> Checkpoint | None:
             damaged[number] = _as_damage(manager, number, error)
             continue
         _put_aside(manager, damaged)
-        return Checkpoint(number, tree, content["notes"])
+        return Checkpoint(number, jax.tree.map(_with_key, tree, like), content["notes"])
     if damaged:
         reasons = "; ".join(f"{number}: {_reason(error)}" for number, error in damaged.items())
         raise ValueError(f"{manager.directory}: none of its {len(damaged)} checkpoints is sound ({reasons}); they are "
@@ -222,6 +223,8 @@ def fingerprint(tree: Any) -> Array:
 def _words(leaf) -> Array:
     """The bits of an array, 32 at a time."""
     leaf = jnp.asarray(leaf)
+    if jnp.iscomplexobj(leaf):
+        return _words(jnp.stack([leaf.real, leaf.imag]))
     if leaf.dtype == jnp.bool_ or leaf.dtype.itemsize < 4:
         narrow = jnp.uint8 if leaf.dtype.itemsize == 1 else jnp.uint16
         bits = leaf.astype(narrow) if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, narrow)
@@ -233,6 +236,19 @@ def _mixed(h):
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         h = (h ^ (h >> shift)) * jnp.uint32(factor)
     return h ^ (h >> 16)
+
+
+def _is_key(leaf) -> bool:
+    return isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _without_key(leaf):
+    """A random key as the integers that it is, which every orbax can store."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _with_key(leaf, like):
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
 
 
 def _shapes(tree) -> dict[str, str]:

@@ -43,7 +43,6 @@ def standard_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.f
     return jax.random.normal(key, shape, dtype)
 
 
-@functools.cache
 def uniform(low: float, high: float) -> Initializer:
     """Uniform on `[low, high)`.
 
@@ -61,6 +60,11 @@ def uniform(low: float, high: float) -> Initializer:
     >>> bool((-0.5 <= w).all() and (w < 0.5).all())
     True
     """
+    return _uniform(float(low), float(high))
+
+
+@functools.cache  # by value: a keyword would be another key
+def _uniform(low: float, high: float) -> Initializer:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"uniform: low={low!r}, high={high!r}, expected finite numbers with low < high")
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, low, high)

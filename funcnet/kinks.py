@@ -21,6 +21,7 @@ from funcnet.losses import Loss
 from funcnet.mlp import backward
 
 KINK_DISTANCE = 64.0  # in eps of |a| |W| + |b|, the rounding error of z
+JUDGED_AT_KINKS = 32  # samples: each takes up to 64 gradients of its own
 
 
 @functools.cache
@@ -81,10 +82,10 @@ def near_kinks(args, statics) -> list[np.ndarray]:
     return reaches
 
 
-def judge_at_kinks(reference, by_hand, args, near, statics, *, most=32) -> tuple[Row, ...]:
-    """A row for each of the samples at a kink: between the gradients to either side of it."""
+def judge_at_kinks(reference, by_hand, args, near, statics) -> tuple[Row, ...]:
+    """A row for each of the first samples at a kink: between the gradients to either side of it."""
     rows = []
-    for i in np.flatnonzero(np.concatenate(near, 1).any(1))[:most]:
+    for i in np.flatnonzero(np.concatenate(near, 1).any(1))[:JUDGED_AT_KINKS]:
         sample = rows_of(args, np.array([i]))[:4]
         got = as_arrays(by_hand(*sample, None))
         reach = [layer[i] for layer in near]

@@ -110,7 +110,7 @@ def max_norm(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
         def shortened(W, dW):
             new = W.astype(dW.dtype) + dW
             norm = jnp.linalg.norm(new, axis=0, keepdims=True)  # (1, n_out)
-            return new * jnp.minimum(1, limit / jnp.maximum(norm, limit)) - W.astype(dW.dtype)
+            return new * (limit / jnp.maximum(norm, limit)) - W.astype(dW.dtype)
 
         layers = zip(params, updates, strict=True)
         return [(shortened(W, dW), db) for (W, _), (dW, db) in layers], state

@@ -45,8 +45,8 @@ from jax import Array
 from funcnet import activations, losses, mlp, validation
 from funcnet.activations import Activation
 from funcnet.initializers import standard_normal
+from funcnet.kinks import JUDGED_AT_KINKS, judge_at_kinks, near_kinks, rows_of, slope_floors, slope_of
 from funcnet.kinks import find_kinks as find_kinks
-from funcnet.kinks import judge_at_kinks, near_kinks, rows_of, slope_floors, slope_of
 from funcnet.ladder import (
     DIFFERENCE_TOLERANCE,
     FLOAT64_TOLERANCE,
@@ -69,7 +69,7 @@ from funcnet.mlp import Params, backward, objective
 
 
 class Report(NamedTuple):
-    """What a check found. `str(report)` is a table; as a truth value it is a tuple, so ask `report.ok`."""
+    """What a check found. `str(report)` is a table; its truth value is `ok`."""
 
     title: str
     rows: tuple[Row, ...]
@@ -79,6 +79,10 @@ class Report(NamedTuple):
     def ok(self) -> bool:
         """Whether every row is."""
         return all(row.ok for row in self.rows)
+
+    def __bool__(self) -> bool:
+        """A tuple would always be true, and `assert check_backward(...)` with it."""
+        return self.ok
 
     @property
     def worst(self) -> float:
@@ -182,7 +186,8 @@ def check_backward(
         if all(row.ok for row in rows):
             notes += (f"{count}; there it takes the side that jax.grad takes",)
         else:
-            rows, notes = (), (f"{count}; they are judged one by one, between the gradients on either side",)
+            judged = "they" if at_kink.sum() <= JUDGED_AT_KINKS else f"the first {JUDGED_AT_KINKS} of them"
+            rows, notes = (), (f"{count}; {judged} are judged one by one, between the gradients on either side",)
             if not at_kink.all():
                 clear = rows_of(args, ~at_kink)
                 rows, more = judge(fn, reference, by_hand, clear, floors=slope_floors(clear, statics), **settings)

@@ -5,9 +5,9 @@
     state = init_state(init(key, (784, 128, 10)), optimizer)
     state, metrics = epoch(state, key, x, y)
 
-The images stay on the device as uint8; a `lax.scan` permutes, gathers and converts them batch by batch. A ragged last
-batch is filled up with samples of weight 0, so every step has one shape and a run is traced once. Wrap the whole epoch
-in the outer `jit`, not a step of it: then nothing returns to Python between two batches.
+The images stay on the device as uint8; once their order is drawn, a `lax.scan` gathers and converts batch after batch.
+A ragged last batch is filled up with samples of weight 0, so every step has one shape and a run is traced once. Wrap
+the whole epoch in the outer `jit`, not a step of it: then nothing returns to Python between two batches.
 """
 
 import math

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -72,6 +73,8 @@ def check_compute_dtype(compute_dtype: Any) -> None:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"compute_dtype is {compute_dtype!r}, expected a floating dtype, e.g. 'bfloat16'")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"compute_dtype is {dtype}, which JAX would make float32: set jax_enable_x64 first")
 
 
 def check_activations(hidden: Any, output: Any, L: int) -> tuple[Activation, ...]:

@@ -4,7 +4,8 @@ Every function here takes the same start, images, labels, batch size and rate an
 once through the images in a fresh random order. What can be done once, before training, is done outside the epoch.
 JAX's frameworks get batches cut on the host, in float32: for a plain loop that was the fastest of four ways
 with batches of 32, and gathering in the step with batches of 128, so that loop stands here in both.
-Peers leave out the ragged last batch, which would cost them a second compilation; funcnet does not.
+All peers but scikit-learn leave out the ragged last batch, which would cost some of them a second compilation; funcnet
+does not.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportArgumentType=false
@@ -318,13 +319,12 @@ def numpy_by_hand(task: Task) -> Trainer:
             np.exp(z, out=z)
             z /= z.sum(1, keepdims=True)
             delta = z - one_hot[task.y[rows]]
+            delta *= rate
             for (W, b), a in zip(params[::-1], activations[::-1], strict=True):
-                delta *= rate
                 dW, db = a.T @ delta, delta.sum(0)
                 if W is not params[0][0]:
                     delta = delta @ W.T
                     delta *= a > 0
-                    delta /= rate
                 W -= dW
                 b -= db
 

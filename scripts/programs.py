@@ -33,7 +33,7 @@ class Program(NamedTuple):
 
 
 def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, Any]) -> Program:
-    """The program of a configuration: for one network, for one over a mesh, or for a committee by `vmap`.
+    """The program of a configuration: for one network, for one over a mesh, or for a committee.
 
     `data` are images as `prepared`, and class ids or targets.
     """
@@ -69,7 +69,7 @@ def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, A
 
 
 def committee_of(networks: int, start: Callable[[Array], training.TrainState], key: Array, one: Program) -> Program:
-    """Several networks side by side, each with its own weights, its own order of the samples, maybe its own images."""
+    """Several networks in one program: each has its own weights, its own order of the samples, maybe its own images."""
 
     def epoch(state, key, strength, x, y):
         def of_member(state, key, own_x=None):

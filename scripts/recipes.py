@@ -69,7 +69,7 @@ class Config:
     batch_size: int = 128
     """Images per update."""
     committee: int = 1
-    """Networks trained side by side in one program, whose probabilities are averaged."""
+    """Networks trained in one program, whose probabilities are averaged."""
     validation: int | None = None
     """Training images held out, to watch while training; by default a twelfth (5,000 of MNIST)."""
     fold: int = 0
@@ -303,6 +303,13 @@ def check(config: Config) -> None:
     if len(config.upright) not in (0, 1, config.committee):
         raise ValueError(f"--upright has {len(config.upright)} widths, {config.upright}, expected one, such as 0, or "
                          f"one for each network of --committee {config.committee}")  # fmt: skip
+    if config.distortion == NO_DISTORTION and (config.views > 1 or config.soft_finish):
+        raise ValueError(f"--views is {config.views} and --soft-finish {config.soft_finish}, but without a "
+                         "--distortion all views and epochs are the same")  # fmt: skip
+    for name, optimizer in (("momentum", "sgd"), ("weight_decay", "adamw")):
+        if config.optimizer != optimizer and getattr(config, name) != getattr(Config, name):
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}, a setting of --optimizer "
+                             f"{optimizer}, but the optimizer is {config.optimizer}")  # fmt: skip
     if config.batch_size % config.accumulate:
         raise ValueError(
             f"--batch-size is {config.batch_size}, expected a multiple of --accumulate {config.accumulate}"

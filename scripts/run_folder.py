@@ -95,12 +95,12 @@ def save_weights(params: Params, config: Config, run_dir: Path) -> None:
         return
     metadata = {"hidden": config.activation, "output": "identity", "loss": softmax_cross_entropy.name}
     path = run_dir / WEIGHTS
-    widths = config.upright if len(config.upright) > 1 else config.upright * config.committee
-    for number, member in enumerate(members(params, config.committee), 1):
+    widths = list(map(in_words, config.upright)) or ["no"]
+    if len(widths) == 1:
+        widths *= config.committee
+    for number, (member, width) in enumerate(zip(members(params, config.committee), widths, strict=True), 1):
         numbered = path if config.committee == 1 else path.with_stem(f"{path.stem}_{number}")
-        if widths:
-            metadata["upright"] = in_words(widths[number - 1])
-        io.save_params(numbered, member, metadata)
+        io.save_params(numbered, member, metadata | {"upright": width})
 
 
 def members(tree: Any, committee: int) -> list[Any]:

@@ -3,7 +3,7 @@
 Candidates run in one process, in turn, A B C, C B A, A B C, ...; the figures are medians over rounds with their
 quartiles, and a ratio is the median of the ratios within a round, so that a machine that slows down slows all of them.
 Before each turn there is a pause, since the threads of a BLAS go on spinning after their work, on somebody else's time,
-and an untimed call or more.
+and, unless calls take seconds, untimed ones.
 """
 
 import gc

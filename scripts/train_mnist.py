@@ -108,7 +108,7 @@ def train(config: Config, asked_to_stop: Callable[[int], bool] = lambda done: Fa
     with checkpoints.open_folder(run_dir / CHECKPOINTS, keep=config.keep) as folder:
         fitted = fit(config, program, key_epochs, data, seen.get("validation"), run_dir, folder, asked_to_stop)
     state, history, interrupted = fitted
-    seconds = {"compile": compiled - began, "run": time.perf_counter() - compiled}
+    seconds = {"compile": compiled - began, "run": sum(row["seconds"] for row in history)}
     if is_writer() and not any((run_dir / CHECKPOINTS).iterdir()):
         (run_dir / CHECKPOINTS).rmdir()  # of a short run
     params = program.weights(state)
@@ -170,18 +170,19 @@ def fit(
                     fed = program.feed(next_key)  # while the devices are at work
                 row = {"epoch": number, **as_floats(metrics, "train_")}
                 rate = n / (time.perf_counter() - began)
-                if not np.isfinite(row["train_loss"]):
+                if not (np.isfinite(row["train_loss"]) and all_finite(state.params)):
                     at, good = find_fault(config, program, whole, epoch_key, data, strength(config, number))
                     save_weights(program.weights(good), config, run_dir)
                     raise FloatingPointError(
                         f"the loss is {row['train_loss']} in epoch {number}"
+                        + (", and then weights are not finite" if np.isfinite(row["train_loss"]) else "")
                         + ("" if at is None else f", first at its step {at}, counted from 0")
                         + f"; the last good weights are in {run_dir}; try a smaller --lr than {config.lr:g}"
                     )
                 if validation is not None:
                     scores = evaluate(program, program.weights(state), validation)
                     row |= {f"validation_{name}": value for name, value in scores.items()}
-                row["samples_per_second"] = round(rate)
+                row |= {"samples_per_second": round(rate), "seconds": round(time.perf_counter() - began, 3)}
                 whole, history, epoch_key = copy(state), [*history, row], next_key
                 write_metrics(run_dir, history)
                 progress.set_postfix_str(f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}, "
@@ -274,14 +275,14 @@ def draw(result: Result, x_test: np.ndarray, y_test: np.ndarray, p: np.ndarray, 
         figure.savefig(result.run_dir / f"{name}.png", dpi=150)
 
 
-def report(result: Result) -> str:
+def report(result: Result, committee: int = 1) -> str:
     """The final table."""
     lines = [f"{'':12}{'images':>8}{'loss':>10}{'accuracy':>10}"]
     for part, row in result.scores.items():
         lines.append(f"{part:12}{row['samples']:8,}{row['loss']:10.4g}{row['accuracy']:10.2%}")
     recall = np.diag(result.confusion) / np.maximum(result.confusion.sum(1), 1)
     lines += ["", f"recall, {list(result.scores)[-1]}  " + "  ".join(f"{k}: {r:.1%}" for k, r in enumerate(recall))]
-    samples = result.scores["train"]["samples"] * len(result.history)
+    samples = result.scores["train"]["samples"] * len(result.history) * committee
     compile_seconds, run_seconds = result.seconds["compile"], result.seconds["run"]
     lines.append(f"time         compile {compile_seconds:.1f} s, run {run_seconds:.1f} s "
                  f"({samples / max(run_seconds, 1e-9):,.0f} samples/s with validation)")  # fmt: skip
@@ -304,9 +305,15 @@ def introduce(config: Config, name: str, samples: int, program: Program) -> None
     first, *others = members(program.state.params, config.committee)
     say(summary(first))
     if others:
-        say(f"{config.committee} such networks side by side")
+        say(f"{config.committee} such networks in one program")
     if config.upright:
         say(f"images made upright, their widths in pixels: {', '.join(map(in_words, config.upright))}")
+
+
+@jax.jit
+def all_finite(params: Params) -> Array:
+    """Whether no leaf holds a NaN or an infinity."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
 def copy(state: training.TrainState) -> training.TrainState:
@@ -332,7 +339,7 @@ def main() -> int:
         traceback.print_exc()
         return give_up()
     if is_writer():
-        print(report(result))
+        print(report(result, config.committee))
     return INTERRUPTED if result.interrupted else 0
 
 

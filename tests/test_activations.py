@@ -7,7 +7,7 @@ import oracle
 import pytest
 from scipy.special import log_ndtr
 
-from funcnet import activations
+from funcnet import activations, initializers
 from funcnet.activations import Activation, leaky_relu
 
 EACH = pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
@@ -116,7 +116,9 @@ def test_leaky_relu_of_slope_zero_is_relu():
 
 
 def test_factories_are_cached_and_take_any_finite_number():
-    assert leaky_relu(0.2) is leaky_relu(np.float64(0.2))
+    assert leaky_relu(0.2) is leaky_relu(np.float64(0.2)) is leaky_relu(slope=0.2)
+    assert leaky_relu() is leaky_relu(0.01) is activations.from_name("leaky_relu(0.01)")
+    assert initializers.uniform(-1, 1) is initializers.uniform(low=-1.0, high=1.0)
     assert leaky_relu(2).name == "leaky_relu(2.0)"
     with pytest.raises(ValueError, match="leaky_relu: slope is nan, expected a finite number"):
         leaky_relu(float("nan"))

@@ -105,6 +105,19 @@ def test_another_network_is_refused_by_name(tmp_path):
     assert restored(tmp_path).number == 3  # refusing has moved nothing
 
 
+def test_random_keys_and_complex_numbers(tmp_path):
+    tree = {"key": jax.random.split(jax.random.key(5), 3), "z": jnp.array([1 + 2j, -3j], jnp.complex64)}
+    with checkpoints.open_folder(tmp_path) as folder:
+        checkpoints.save(folder, 0, tree)
+        found = checkpoints.restore(folder, like=jax.tree.map(lambda leaf: leaf.copy(), tree)).tree
+        assert found["key"].dtype == tree["key"].dtype
+        assert_same_bits(jax.random.key_data(found["key"]), jax.random.key_data(tree["key"]))
+        assert_same_bits(found["z"], tree["z"])
+        with pytest.raises(ValueError, match=r"\['key'\] is key<fry>\[3\], expected key<rbg>\[3\]"):
+            checkpoints.restore(folder, like=tree | {"key": jax.random.split(jax.random.key(5, impl="rbg"), 3)})
+    assert (checkpoints.fingerprint(tree["z"]) != checkpoints.fingerprint(tree["z"].conj())).any()
+
+
 def files_of(path):
     return sorted(file for file in path.rglob("*") if file.is_file() and file.stat().st_size)
 

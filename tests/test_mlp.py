@@ -219,6 +219,7 @@ def bad_calls():
         ("boolean masks", {"masks": [x > 0, None]}, "masks[0] has dtype bool, expected a floating dtype"),
         ("integer products", {"compute_dtype": jnp.int32}, "expected a floating dtype, e.g. 'bfloat16'"),
         ("unknown dtype", {"compute_dtype": "bf16"}, "compute_dtype is 'bf16', expected a floating dtype"),
+        ("dtype not switched on", {"compute_dtype": float}, "compute_dtype is float64, which JAX would make float32"),
         ("masks' number", {"masks": [None]}, "masks is a list of 1, expected 2 of them, for a_0 to a_1"),
         ("masks' shape", {"masks": [None, np.ones(9)]}, "masks[1] has shape (9,), expected (7, 9) as a_1 has"),
         ("hidden's number", {"hidden": (activations.relu,) * 2}, "hidden is a tuple of 2, expected an Activation or a"),

@@ -184,6 +184,21 @@ def test_at_a_kink_either_side_is_right_and_nothing_else(slope, ok, network):
     assert report.ok == ok, str(report)
     assert "2 of 7 samples lie within rounding of a kink" in str(report)
     assert ("outside the gradients on the two sides" in str(report)) != ok
+    assert bool(report) == ok
+
+
+def test_it_says_how_many_samples_at_kinks_are_judged(network):
+    params, _, _ = network
+    params = [(params[0][0], params[0][1] * np.array([1, 1, 0, 1, 1], np.float32)), *params[1:]]
+    x, y = np.zeros((40, params[0][0].shape[0]), np.float32), np.zeros(40, np.int32)
+
+    def backward(params, x, y, **settings):
+        return funcnet.backward(params, x, y, **settings | {"hidden": right_hand(1.5)})
+
+    report = testing.check_backward(params, x, y, backward=backward, hidden=activations.relu)
+    assert not report
+    assert "40 of 40 samples lie within rounding of a kink; the first 32 of them are judged one by one" in str(report)
+    assert sum(row.leaf.startswith("sample") for row in report.rows) == 32
 
 
 def test_a_mistake_elsewhere_is_found_beside_kinks(network):

@@ -56,6 +56,7 @@ def test_a_run_leaves_everything_behind(tmp_path):
     result = train(digits(tmp_path, epochs=20, lr=1e-2))
     assert {path.name for path in result.run_dir.iterdir()} == FILES
     assert json.loads((result.run_dir / "scores.json").read_text())["scores"] == result.scores
+    assert result.seconds["run"] == sum(row["seconds"] for row in result.history)
     rows = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.history
     assert [row["epoch"] for row in rows] == list(range(1, 21))
@@ -72,7 +73,8 @@ def test_a_run_leaves_everything_behind(tmp_path):
     x, y = train_mnist.datasets.load_digits().test
     saved = io.load_params(result.run_dir / "weights.safetensors")
     assert training.evaluate(saved, x, y).accuracy == pytest.approx(result.scores["test"]["accuracy"])
-    assert io.load_metadata(result.run_dir / "weights.safetensors")["hidden"] == "relu"
+    metadata = io.load_metadata(result.run_dir / "weights.safetensors")
+    assert (metadata["hidden"], metadata["upright"]) == ("relu", "no")
     table = train_mnist.report(result)
     for part in ("train", "validation", "recall, test", "compile", "samples/s", "weights.safetensors"):
         assert part in table
@@ -282,6 +284,20 @@ def test_no_epoch_is_the_network_as_drawn(tmp_path):
     assert "weights.safetensors" in {path.name for path in result.run_dir.iterdir()}
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_weights_that_are_not_finite_stop_the_run_even_after_its_last_step(tmp_path, epochs):
+    """One step an epoch: its loss is still that of the good weights."""
+    config = digits(tmp_path, optimizer="rmsprop", lr=3e38, schedule="constant", batch_size=5000, epochs=epochs)
+    message = (
+        r"the loss is 2\.\d+ in epoch 1, and then weights are not finite; the last good weights are in .*run; try a "
+        r"smaller --lr than 3e[+]38"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        train(config)
+    saved = io.load_params(config.run_dir / "weights.safetensors")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_weights(tmp_path):
     config = digits(tmp_path, optimizer="sgd", lr=1e12, schedule="constant")
     message = (
@@ -385,6 +401,8 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
             {"upright": (3.0, 4.0), "committee": 3},
             r"--upright has 2 widths, \(3\.0, 4\.0\), expected one, such as 0, or one",
         ),
+        ({"views": 4}, "--views is 4 and --soft-finish 0.0, but without a --distortion all views and epochs are the"),
+        ({"weight_decay": 0.3}, "--weight-decay is 0.3, a setting of --optimizer adamw, but the optimizer is adam"),
         ({"momentum": 5.0}, r"--momentum is 5.0, expected a number in \[0, 1\)"),
         ({"dropout": 1.0}, r"--dropout is 1.0, expected a number in \[0, 1\)"),
         (
