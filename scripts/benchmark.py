@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import tyro
+from recipes import RECIPES
 from timing import PAUSE, Row, call, compare, compiled, interleaved, machine, markdown, peak_memory, rows_of
 
 import funcnet
@@ -220,8 +221,7 @@ def distortion_suite(seconds: float) -> Iterator[Row]:
     All kinds at once (rotation, shear, scale, shift, elastic), and the deformations of an epoch by themselves.
     """
     x, y = map(jnp.asarray, datasets.load_mnist().train)
-    amounts = distortions.Distortion(rotation=12.0, shear=12.0, scale=0.12, shift=1.0, alpha=36.0, sigma=5.0)
-    deform = partial(distortions.distort, amounts=amounts)
+    deform = partial(distortions.distort, amounts=RECIPES["distort"].settings["distortion"])
     optimizer, sizes, key = funcnet.adam(1e-3), (784, 1000, 500, 10), jax.random.key(0)
     state = training.init_state(funcnet.init(key, sizes), optimizer)
     for batch_size in (128, 256):
