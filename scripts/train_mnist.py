@@ -277,9 +277,10 @@ def draw(result: Result, x_test: np.ndarray, y_test: np.ndarray, p: np.ndarray, 
 
 def report(result: Result, committee: int = 1) -> str:
     """The final table."""
-    lines = [f"{'':12}{'images':>8}{'loss':>10}{'accuracy':>10}"]
+    wide = max(map(len, result.scores)) + 2
+    lines = [f"{'':{wide}}{'images':>8}{'loss':>10}{'accuracy':>10}"]
     for part, row in result.scores.items():
-        lines.append(f"{part:12}{row['samples']:8,}{row['loss']:10.4g}{row['accuracy']:10.2%}")
+        lines.append(f"{part:{wide}}{row['samples']:8,}{row['loss']:10.4g}{row['accuracy']:10.2%}")
     recall = np.diag(result.confusion) / np.maximum(result.confusion.sum(1), 1)
     lines += ["", f"recall, {list(result.scores)[-1]}  " + "  ".join(f"{k}: {r:.1%}" for k, r in enumerate(recall))]
     samples = result.scores["train"]["samples"] * len(result.history) * committee
