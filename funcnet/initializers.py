@@ -60,13 +60,13 @@ def uniform(low: float, high: float) -> Initializer:
     >>> bool((-0.5 <= w).all() and (w < 0.5).all())
     True
     """
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"uniform: low={low!r}, high={high!r}, expected finite numbers with low < high")
     return _uniform(float(low), float(high))
 
 
 @functools.cache  # by value: a keyword would be another key
 def _uniform(low: float, high: float) -> Initializer:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"uniform: low={low!r}, high={high!r}, expected finite numbers with low < high")
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, low, high)
 
 
