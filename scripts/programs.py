@@ -1,7 +1,9 @@
 """What a configuration of `train_mnist.py` amounts to: where to start, and pure functions."""
 
 import math
+import timeit
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,11 +13,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
+from processes import agreed
 from recipes import NO_DISTORTION, Config
+from timing import call, compiled
 
 from funcnet import activations, init, optimizers, sharding, training
 from funcnet.distortions import distort, scaled, upright
-from funcnet.mlp import Params
+from funcnet.mlp import Params, product
 from funcnet.regularizers import averaged, dropout_masks, max_norm, virtual_adversarial
 
 
@@ -30,6 +34,21 @@ class Program(NamedTuple):
     logits: Callable[[Params, ArrayLike], Array]  # (weights, x as `prepared`) -> (N, K), of the whole committee
     place: Callable[[Any], Any]  # puts what is to be evaluated where it is needed
     shardings: Any = None  # of the state, if there is a mesh
+
+
+def decided(config: Config) -> Config:
+    """`--compute-dtype auto` made one of the two, for all processes the same: bfloat16 where it is clearly faster."""
+    if config.compute_dtype != "auto":
+        return config
+    faster = agreed(seconds_of_product("bfloat16") < 0.8 * seconds_of_product("float32"))
+    return replace(config, compute_dtype="bfloat16" if faster else "float32")
+
+
+def seconds_of_product(dtype: str) -> float:
+    """What a product with a layer's weights takes here, the best of five; processors without bfloat16 imitate it."""
+    a, W = jnp.ones((256, 1024)), jnp.ones((1024, 1024))
+    multiply = compiled(partial(product, "...i,ij->...j", dtype=dtype), a, W)
+    return min(timeit.repeat(call(multiply, a, W), repeat=5, number=1))
 
 
 def build(config: Config, key: Array, sizes: tuple[int, ...], data: tuple[Any, Any]) -> Program:

@@ -76,8 +76,9 @@ class Config:
     """Which of them: 0 holds out the last, 1 as many before those, and so on; for cross-validation."""
     test: bool = True
     """Look at the test set, once, at the end; not while settings are being chosen (--no-test)."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the inputs of matrix products."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the inputs of matrix products; `auto` measures at the start whether bfloat16 is faster here, and config.json
+    keeps which it was."""
     accumulate: int = 1
     """Parts of each batch, gone through one by one in the memory of one."""
     mesh: str = ""
@@ -116,7 +117,7 @@ _DISTORT = {
     "batch_size": 256,
     "epochs": 220,
     "validation": 0,
-    "compute_dtype": "bfloat16",
+    "compute_dtype": "auto",
 }
 RECIPES = {
     "default": Recipe("784-512-10 in a quarter of a minute", "", {}),
@@ -130,13 +131,13 @@ RECIPES = {
         "dropout and weight decay, on upright images",
         "1.05%, 784-898-1532-10; 0.95%, 784-8192-8192-10 (Srivastava et al., 2014)",
         {"hidden_sizes": (1024, 1024), "upright": (0.0,), "dropout": 0.5, "input_dropout": 0.2, "optimizer": "adamw",
-         "weight_decay": 0.3, "epochs": 60, "batch_size": 256, "validation": 0, "compute_dtype": "bfloat16"},
+         "weight_decay": 0.3, "epochs": 60, "batch_size": 256, "validation": 0, "compute_dtype": "auto"},
     ),
     "vat": Recipe(
         "virtual adversarial training, weight decay and label smoothing",
         "0.64%, 784-1200-600-300-150-10 with batch normalisation (Miyato et al., 2018)",
         {"hidden_sizes": (1000, 600, 300), "vat_radius": 2.1, "lr": 1e-3, "optimizer": "adamw", "weight_decay": 0.3,
-         "label_smoothing": 0.05, "epochs": 60, "validation": 0, "compute_dtype": "bfloat16"},
+         "label_smoothing": 0.05, "epochs": 60, "validation": 0, "compute_dtype": "auto"},
     ),
     "distort": Recipe(
         "fresh deformations in each epoch", "0.7%, 784-800-10 (Simard, Steinkraus and Platt, 2003)", _DISTORT

@@ -32,7 +32,7 @@ from processes import (
     say,
     told_to_stop,
 )
-from programs import Program, build, make_transform, prepared
+from programs import Program, build, decided, make_transform, prepared
 from recipes import OF_ONE_PROCESS, Config, check, described, from_command_line, in_words
 from run_folder import (
     CHECKPOINTS,
@@ -87,6 +87,7 @@ def train(config: Config, asked_to_stop: Callable[[int], bool] = lambda done: Fa
     x, y = sets["train"]
     settings = {name: value for name, value in asdict(config).items() if name not in OF_ONE_PROCESS}
     check_same(settings | {"data": (name, x.shape, zlib.crc32(x), zlib.crc32(y))})
+    config = decided(config)
     K = int(y.max()) + 1
     targets = np.asarray(smooth_labels(y, K, config.label_smoothing)) if config.label_smoothing else y
     key_init, key_epochs = jax.random.split(jax.random.key(config.seed))
@@ -305,6 +306,8 @@ def introduce(config: Config, name: str, samples: int, program: Program) -> None
         say(f"{config.recipe}: {described(config.recipe)}")
     first, *others = members(program.state.params, config.committee)
     say(summary(first))
+    if config.compute_dtype != "float32":
+        say(f"matrix products of {config.compute_dtype}")
     if others:
         say(f"{config.committee} such networks in one program")
     if config.upright:

@@ -99,6 +99,22 @@ def test_same_seed_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("float32", "bfloat16", "faster"), [(1.0, 0.5, "bfloat16"), (1.0, 0.9, "float32"), (1.0, 4.0, "float32")]
+)
+def test_products_of_the_faster_dtype(tmp_path, monkeypatch, float32, bfloat16, faster):
+    """And the run's configuration says which, so that it is repeated to the bit whatever the clock then says."""
+    monkeypatch.setattr(programs, "seconds_of_product", {"float32": float32, "bfloat16": bfloat16}.get)
+    chosen = train(digits(tmp_path, compute_dtype="auto", epochs=1))
+    assert recipes.read(chosen.run_dir / "config.json").compute_dtype == faster
+    given = train(digits(tmp_path, compute_dtype=faster, epochs=1, run_dir=tmp_path / "given"))
+    jax.tree.map(np.testing.assert_array_equal, chosen.params, given.params)
+
+
+def test_what_a_product_takes_is_measured():
+    assert all(0 < programs.seconds_of_product(dtype) < 10 for dtype in ("float32", "bfloat16"))
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"hidden_sizes": (), "optimizer": "sgd", "lr": 0.5, "validation": 0},
@@ -284,26 +300,20 @@ def test_no_epoch_is_the_network_as_drawn(tmp_path):
     assert "weights.safetensors" in {path.name for path in result.run_dir.iterdir()}
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_weights_that_are_not_finite_stop_the_run_even_after_its_last_step(tmp_path, epochs):
-    """One step an epoch: its loss is still that of the good weights."""
-    config = digits(tmp_path, optimizer="rmsprop", lr=3e38, schedule="constant", batch_size=5000, epochs=epochs)
-    message = (
-        r"the loss is 2\.\d+ in epoch 1, and then weights are not finite; the last good weights are in .*run; try a "
-        r"smaller --lr than 3e[+]38"
-    )
-    with pytest.raises(FloatingPointError, match=message):
-        train(config)
-    saved = io.load_params(config.run_dir / "weights.safetensors")
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_weights(tmp_path):
-    config = digits(tmp_path, optimizer="sgd", lr=1e12, schedule="constant")
-    message = (
-        r"the loss is (nan|inf) in epoch 1, first at its step \d+, counted from 0; "
-        r"the last good weights are in .*run; try a smaller --lr than 1e[+]12"
-    )
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"optimizer": "sgd", "lr": 1e12}, r"(nan|inf) in epoch 1, first at its step \d+, counted from 0"),
+        # One step an epoch: its loss is still that of the good weights.
+        ({"optimizer": "rmsprop", "lr": 3e38, "batch_size": 5000, "epochs": 1}, r"2\.\d+ in epoch 1, and then weights"),
+        ({"optimizer": "rmsprop", "lr": 3e38, "batch_size": 5000, "epochs": 2}, r"2\.\d+ in epoch 1, and then weights"),
+    ],
+    ids=["loss", "weights after the last step", "weights before the last step"],
+)
+def test_what_is_not_finite_stops_the_run_with_the_last_good_weights(tmp_path, settings, what):
+    config = digits(tmp_path, schedule="constant", **settings)
+    lr = re.escape(f"{config.lr:g}")
+    message = rf"the loss is {what}.*; the last good weights are in .*run; try a smaller --lr than {lr}"
     with pytest.raises(FloatingPointError, match=message):
         train(config)
     saved = io.load_params(config.run_dir / "weights.safetensors")
