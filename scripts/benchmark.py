@@ -9,6 +9,7 @@ installed are left out.
 
 import json
 import subprocess
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import tyro
+from programs import bfloat16_is_faster
 from recipes import RECIPES
-from timing import PAUSE, Row, call, compare, compiled, interleaved, machine, markdown, peak_memory, rows_of
+from timing import PAUSE, Row, call, compare, compiled, interleaved, machine, markdown, peak_memory, rows_of, shown
 
 import funcnet
 from funcnet import datasets, distortions, per_sample, plotting, sharding, training
@@ -61,6 +63,15 @@ def step_flops(sizes, batch_size) -> int:
     """Of the products of one training step: forward, dW, and the delta of every layer but the first."""
     products = [n_in * n_out for n_in, n_out in pairwise(sizes)]
     return 2 * batch_size * (2 * products[0] + 3 * sum(products[1:]))
+
+
+def contestants(only: str) -> dict[str, Callable[[peers.Task], peers.Trainer]]:
+    """funcnet and the others by that name; if none is asked for, all that are at their best here."""
+    makers = OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16
+    if not only and not bfloat16_is_faster():
+        print("without products of bfloat16, which are no faster here; --only bfloat16 times them", file=sys.stderr)
+        only = "^((?!bfloat16).)*$"
+    return {name: make for name, make in makers.items() if name == "funcnet" or re.search(only, name)}
 
 
 def start_all(makers: Mapping[str, Callable[[peers.Task], peers.Trainer]], task) -> dict[str, peers.Trainer]:
@@ -146,8 +157,7 @@ def epoch_suite(seconds: float, only: str = "") -> Iterator[Row]:
     The ceiling is the FLOPs of the epoch's products at the rate of a 1,024 x 1,024 product, XLA's or NumPy's, whichever
     is faster, measured in the same rounds.
     """
-    makers = OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16
-    makers = {name: make for name, make in makers.items() if name == "funcnet" or only in name}
+    makers = contestants(only)
     square = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
     on_device = jnp.asarray(square)
     squares = {
@@ -490,7 +500,7 @@ def main(
     Args:
       suites: which of them; all, if none is named.
       seconds: for each candidate.
-      only: in `epoch`, funcnet and the candidates with this in their names.
+      only: in `epoch`, funcnet and those in whose names this regular expression is found, such as `NumPy|optax`.
       out: a JSON file for the figures.
       pictures: a folder for the plots of `scaling`.
     """
@@ -499,7 +509,11 @@ def main(
     results: dict[str, list[dict[str, Any]]] = {}
     for name in suites or SUITES:
         run = SUITES[name]
-        rows = list(run(seconds, **own_settings.get(name, {})))
+        rows: list[Row] = []
+        for row in run(seconds, **own_settings.get(name, {})):
+            rows.append(row)
+            # A suite may take half an hour, so what there is already is said at once.
+            print(f"{row.case}: {row.candidate} {shown(row)}", file=sys.stderr, flush=True)
         print(f"## {name}\n\n{' '.join((run.__doc__ or '').split())}\n\n{markdown(rows)}", flush=True)
         results[name] = [asdict(row) for row in rows]
         if out is not None:

@@ -1,5 +1,6 @@
 """That the benchmark compares like with like: all peers take the same steps, in turn, and the sums are right."""
 
+import json
 import re
 import shutil
 import time
@@ -78,6 +79,34 @@ def test_all_that_claim_the_same_are_compared():
     benchmark.check_agreement(ours | {"norms: right": lambda: np.array([1.0, 2.0])})
     with pytest.raises(AssertionError, match="norms: wrong"):
         benchmark.check_agreement(ours | {"norms: wrong": lambda: np.array([2.0, 1.0])})
+
+
+@pytest.mark.parametrize(
+    ("only", "faster", "names"),
+    [
+        ("", True, [*benchmark.OURS, *peers.PEERS, *peers.PEERS_IN_BFLOAT16]),
+        ("", False, ["funcnet", "funcnet's epoch, jax.grad, optax", *peers.PEERS]),
+        ("bfloat16", False, ["funcnet", "funcnet, bfloat16 products", *peers.PEERS_IN_BFLOAT16]),
+        ("NumPy|scikit", True, ["funcnet", "scikit-learn", "NumPy by hand"]),
+    ],
+)
+def test_who_takes_part(monkeypatch, only, faster, names):
+    monkeypatch.setattr(benchmark, "bfloat16_is_faster", lambda: faster)
+    assert list(benchmark.contestants(only)) == names
+
+
+def test_each_figure_is_said_as_soon_as_it_is_there(monkeypatch, tmp_path, capsys):
+    def suite(seconds):
+        """About this."""
+        yield timing.Row("case", "first", seconds, (seconds, seconds), 1.0)
+        assert capsys.readouterr().err == "case: first 2 s ±0%, 1.00x\n"
+        yield timing.Row("case", "second", seconds, (seconds, seconds), 1.0, {"accuracy": "97%"})
+
+    monkeypatch.setitem(benchmark.SUITES, "step", suite)
+    benchmark.main(("step",), seconds=2.0, out=tmp_path / "figures.json")
+    assert "## step\n\nAbout this.\n\n|  | case |" in capsys.readouterr().out
+    (_, rows), *_ = json.loads((tmp_path / "figures.json").read_text())["suites"].items()
+    assert [row["candidate"] for row in rows] == ["first", "second"]
 
 
 def test_candidates_take_turns(monkeypatch):
