@@ -8,8 +8,8 @@ installed are left out.
 """
 
 import json
-import subprocess
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -66,7 +66,7 @@ def step_flops(sizes, batch_size) -> int:
 
 
 def contestants(only: str) -> dict[str, Callable[[peers.Task], peers.Trainer]]:
-    """funcnet and the others by that name; if none is asked for, all that are at their best here."""
+    """Funcnet and the others by that name; if none is asked for, all that are at their best here."""
     makers = OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16
     if not only and not bfloat16_is_faster():
         print("without products of bfloat16, which are no faster here; --only bfloat16 times them", file=sys.stderr)
