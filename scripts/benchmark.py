@@ -66,7 +66,7 @@ def step_flops(sizes, batch_size) -> int:
 
 
 def contestants(only: str) -> dict[str, Callable[[peers.Task], peers.Trainer]]:
-    """Funcnet and the others by that name; if none is asked for, all that are at their best here."""
+    """Who takes part: funcnet, and those by that name or, if none is asked for, all that are at their best here."""
     makers = OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16
     if not only and not bfloat16_is_faster():
         print("without products of bfloat16, which are no faster here; --only bfloat16 times them", file=sys.stderr)
