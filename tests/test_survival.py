@@ -215,7 +215,10 @@ def start_two(*arguments, own=((), ())):
 
 
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
-@pytest.mark.parametrize(("victim", "sent"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("victim", "sent"),
+    [(0, signal.SIGKILL), pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow), (1, signal.SIGINT)],
+)
 def test_a_process_that_dies_stops_the_others(tmp_path, uninterrupted, victim, sent):
     """With an error and in bounded time; then the run goes on, in two processes or in one."""
     run_dir = tmp_path / "run"

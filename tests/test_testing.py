@@ -48,9 +48,9 @@ def test_the_right_one_is_not(sizes, dtype):
 
 
 def test_no_false_alarm_in_a_short_sweep():
-    rejected, seen = false_alarms.run(12, seed=7, draws=6)
+    rejected, seen = false_alarms.run(6, seed=7, draws=3)
     assert not rejected, "\n".join(str(report) for _, _, report in rejected)
-    assert seen.total() == 12
+    assert seen.total() == 6
 
 
 @pytest.mark.parametrize("masked", [False, True])
