@@ -67,6 +67,10 @@ def step_flops(sizes, batch_size) -> int:
 
 def contestants(only: str) -> dict[str, Callable[[peers.Task], peers.Trainer]]:
     """Who takes part: funcnet, and those by that name or, if none is asked for, all that are at their best here."""
+    try:
+        re.compile(only)
+    except re.error as error:
+        raise ValueError(f"--only {only!r} is no regular expression: {error}") from None
     makers = OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16
     if not only and not bfloat16_is_faster():
         print("without products of bfloat16, which are no faster here; --only bfloat16 times them", file=sys.stderr)
@@ -531,4 +535,7 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    try:
+        tyro.cli(main, description=__doc__)
+    except (OSError, ValueError) as error:
+        sys.exit(f"benchmark: {error}")

@@ -6,6 +6,7 @@ Forwards, a layer maps space three times: `a W` turns and stretches it, `+ b` mo
 only draw a line; what the layers before it are for is to bend space until a line will do.
 """
 
+import sys
 from pathlib import Path
 
 import jax
@@ -95,4 +96,7 @@ def main(*, out: Path = Path("forward_pass.png")) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    try:
+        tyro.cli(main, description=__doc__)
+    except OSError as error:
+        sys.exit(f"forward_pass: {error}")

@@ -9,6 +9,7 @@ by the output wrong (it is `-y / p`); and its worked loss takes the logarithm to
 """
 
 import itertools
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,4 +115,7 @@ def draw(params, images, out) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    try:
+        tyro.cli(main, description=__doc__)
+    except OSError as error:
+        sys.exit(f"ten_hidden_units: {error}")

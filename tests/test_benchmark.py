@@ -2,7 +2,9 @@
 
 import json
 import re
+import runpy
 import shutil
+import sys
 import time
 
 import benchmark
@@ -130,3 +132,9 @@ def test_units_are_readable():
 def test_flops_of_a_step_are_those_of_its_products():
     # forward and dW for both layers, delta for the second alone, two operations for each product of numbers
     assert benchmark.step_flops((3, 5, 2), 7) == 2 * 7 * (3 * 5 + 5 * 2) * 2 + 2 * 7 * 5 * 2
+
+
+def test_an_expression_that_is_none_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark", "epoch", "--only", "(NumPy"])
+    with pytest.raises(SystemExit, match=r"^benchmark: --only '\(NumPy' is no regular expression: missing \)"):
+        runpy.run_module("benchmark", run_name="__main__")

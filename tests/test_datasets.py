@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import http.server
 import re
+import runpy
 import struct
+import sys
 import threading
 import tracemalloc
 
@@ -228,3 +230,14 @@ def test_the_real_mnist(mnist):
     assert (x.shape, x_test.shape) == ((60_000, 784), (10_000, 784))
     assert (y[:5].tolist(), y_test[:5].tolist()) == ([5, 0, 4, 1, 9], [7, 2, 1, 0, 4])
     assert x.mean() == pytest.approx(33.318, abs=1e-3)
+
+
+@pytest.mark.parametrize("command", ["forward_pass", "ten_hidden_units", "deformations", "benchmark epoch --only x"])
+def test_a_script_without_mnist_ends_in_a_sentence(tmp_path, monkeypatch, command):
+    monkeypatch.delenv("FUNCNET_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets, "MIRRORS", ("http://127.0.0.1:9/",))
+    monkeypatch.setattr(sys, "argv", command.split())
+    name = sys.argv[0]
+    with pytest.raises(SystemExit, match=f"^{name}: MNIST was neither found nor downloaded:\n  no train-images"):
+        runpy.run_module(name, run_name="__main__")
