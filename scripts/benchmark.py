@@ -70,7 +70,7 @@ def contestants(only: str) -> dict[str, Callable[[peers.Task], peers.Trainer]]:
     try:
         re.compile(only)
     except re.error as error:
-        raise ValueError(f"--only {only!r} is no regular expression: {error}") from None
+        raise re.error(f"--only {only!r} is no regular expression: {error}") from None
     makers = OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16
     if not only and not bfloat16_is_faster():
         print("without products of bfloat16, which are no faster here; --only bfloat16 times them", file=sys.stderr)
@@ -537,5 +537,5 @@ def main(
 if __name__ == "__main__":
     try:
         tyro.cli(main, description=__doc__)
-    except (OSError, ValueError) as error:
+    except (OSError, re.error) as error:
         sys.exit(f"benchmark: {error}")
