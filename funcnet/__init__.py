@@ -11,18 +11,9 @@ with every JAX transformation, and are compared with `jax.grad`.
 [((4, 8), (8,)), ((8, 3), (3,))]
 """
 
-from funcnet.activations import (
-    Activation,
-    elu,
-    gelu,
-    identity,
-    leaky_relu,
-    relu,
-    sigmoid,
-    silu,
-    softplus,
-    tanh,
-)
+import importlib
+
+from funcnet.activations import Activation, elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from funcnet.initializers import (
     glorot_normal,
     glorot_uniform,
@@ -34,19 +25,8 @@ from funcnet.initializers import (
     zeros,
 )
 from funcnet.losses import Loss, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
-from funcnet.mlp import (
-    Params,
-    Trace,
-    backward,
-    count_parameters,
-    forward,
-    forward_trace,
-    init,
-    objective,
-    predict,
-    summary,
-    value_and_backward,
-)
+from funcnet.mlp import Trace, backward, forward, forward_trace, init, objective, predict, value_and_backward
+from funcnet.network import Network, Params, count_parameters, summary
 from funcnet.optimizers import Optimizer, adam, adamw, apply_updates, rmsprop, sgd
 from funcnet.per_sample import clipped_backward, input_backward, per_sample_backward, per_sample_norms
 from funcnet.regularizers import dropout_masks
@@ -54,48 +34,26 @@ from funcnet.regularizers import dropout_masks
 __version__ = "0.1.0"
 
 __all__ = [
-    "Activation",
-    "Loss",
-    "Optimizer",
-    "Params",
-    "Trace",
-    "adam",
-    "adamw",
-    "apply_updates",
-    "backward",
-    "clipped_backward",
-    "count_parameters",
-    "dropout_masks",
-    "elu",
-    "forward",
-    "forward_trace",
-    "gelu",
-    "glorot_normal",
-    "glorot_uniform",
-    "he_normal",
-    "he_uniform",
-    "identity",
-    "init",
-    "input_backward",
-    "leaky_relu",
-    "lecun_normal",
-    "objective",
-    "per_sample_backward",
-    "per_sample_norms",
-    "predict",
-    "relu",
-    "rmsprop",
-    "sgd",
-    "sigmoid",
-    "sigmoid_cross_entropy",
-    "silu",
-    "softmax_cross_entropy",
-    "softplus",
-    "squared_error",
-    "standard_normal",
-    "summary",
-    "tanh",
-    "uniform",
-    "value_and_backward",
-    "zeros",
-]
+    "Activation", "Loss", "Network", "Optimizer", "Params", "Trace", "adam", "adamw", "apply_updates", "backward",
+    "clipped_backward", "count_parameters", "dropout_masks", "elu", "forward", "forward_trace", "gelu",
+    "glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "identity", "init", "input_backward", "leaky_relu",
+    "lecun_normal", "objective", "per_sample_backward", "per_sample_norms", "predict", "relu", "rmsprop", "sgd",
+    "sigmoid", "sigmoid_cross_entropy", "silu", "softmax_cross_entropy", "softplus", "squared_error",
+    "standard_normal", "summary", "tanh", "uniform", "value_and_backward", "zeros",
+]  # fmt: skip
+
+_SUBMODULES = (
+    "activations", "checkpoints", "curvature", "datasets", "distortions", "evaluation", "exchange", "initializers",
+    "losses", "mlp", "network", "optimizers", "per_sample", "plotting", "products", "regularizers", "schedules",
+    "sharding", "testing", "training", "weights")  # fmt: skip
+
+
+def __getattr__(name: str):
+    """A submodule, imported when it is first used: `funcnet.testing` after `import funcnet`."""
+    if name in _SUBMODULES:
+        return importlib.import_module(f"funcnet.{name}")
+    raise AttributeError(f"module 'funcnet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_SUBMODULES])

@@ -11,15 +11,36 @@ made once, at module level, because every fresh function is a fresh trace.
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+__all__ = [
+    "SHIPPED",
+    "Activation",
+    "elu",
+    "from_name",
+    "gelu",
+    "identity",
+    "is_shipped",
+    "leaky_relu",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "tanh",
+]  # fmt: skip
 
-class Activation(NamedTuple):
-    """An elementwise function with its hand-written derivative.
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function with its hand-written derivative: a static value, compared by its fields.
+
+    A shipped one is pickled by its name, any other with its functions, so `pickle` needs functions that can be
+    imported; a lambda goes by `cloudpickle`, and arrives as a new function.
 
     Attributes:
       name: what errors, summaries and files call it.
@@ -35,6 +56,14 @@ class Activation(NamedTuple):
     name: str
     fn: Callable[[Array], Array]
     deriv: Callable[[Array, Array], Array]
+
+    def __repr__(self) -> str:
+        """The name alone: signatures and reports stay readable."""
+        return self.name
+
+    def __reduce__(self):
+        """How to pickle it."""
+        return (from_name, (self.name,)) if is_shipped(self) else (Activation, (self.name, self.fn, self.deriv))
 
 
 def _clip_infinities(z: Array) -> Array:
@@ -179,3 +208,16 @@ def from_name(name: str) -> Activation:
             pass  # not a slope: the message below says what would be
     known = ", ".join(sorted(by_name.keys() - {leaky_relu().name}))
     raise ValueError(f"unknown activation {name!r}, expected one of {known} or leaky_relu(SLOPE)")
+
+
+def is_shipped(activation: Activation) -> bool:
+    """Whether funcnet has this very activation under its name, so that the name is enough to find it again.
+
+    >>> is_shipped(leaky_relu(0.2)), is_shipped(Activation("relu", jnp.abs, lambda z, a: jnp.sign(z)))
+    (True, False)
+    """
+    try:
+        shipped = from_name(activation.name)
+    except ValueError:
+        return False
+    return (shipped.fn, shipped.deriv) == (activation.fn, activation.deriv)

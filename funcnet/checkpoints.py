@@ -32,10 +32,12 @@ from jax.experimental.multihost_utils import sync_global_devices
 
 from funcnet.extras import import_extra
 
+__all__ = ["Checkpoint", "fingerprint", "open_folder", "restore", "save", "wait"]
+
 # What a damaged file makes of an attempt to read it; other errors of the system tell of the system.
 _ERRORS_OF_FILES = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
-_PATIENCE = 30  # seconds that one of several processes waits for the others to have written their parts
+_WRITE_TIMEOUT = 30  # seconds that one of several processes waits for the others to have written their parts
 
 
 class Checkpoint(NamedTuple):
@@ -73,7 +75,7 @@ def open_folder(path: str | os.PathLike[str], *, keep: int = 3) -> Iterator[Any]
     path = Path(path).resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        waits = ocp.options.AsyncOptions(timeout_secs=_PATIENCE) if jax.process_count() > 1 else None
+        waits = ocp.options.AsyncOptions(timeout_secs=_WRITE_TIMEOUT) if jax.process_count() > 1 else None
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, async_options=waits)
         manager = ocp.CheckpointManager(path, options=options)
     except OSError as error:
@@ -169,7 +171,7 @@ def restore(manager: Any, like: Any) -> Checkpoint | None:
     damaged: dict[int, Exception] = {}
     for number in sorted(manager.all_steps(), reverse=True):
         try:
-            with _without_chatter():
+            with _quiet_stderr():
                 sealed = manager.restore(number, args=ocp.args.Composite(sealed=ocp.args.JsonRestore())).sealed
             if hashlib.sha256(sealed["content"].encode()).hexdigest() != sealed["sha256"]:
                 raise ValueError("its notes have changed since they were written")
@@ -179,7 +181,7 @@ def restore(manager: Any, like: Any) -> Checkpoint | None:
             continue
         _check_shapes(manager.directory / str(number), content["shapes"], _shapes(like))
         try:
-            with _without_chatter():
+            with _quiet_stderr():
                 tree = manager.restore(number, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))).tree
             if np.asarray(fingerprint(tree)).tolist() != content["fingerprint"]:
                 raise ValueError("its arrays have changed since they were written")
@@ -313,7 +315,7 @@ def _close(manager) -> None:
 
 
 @contextmanager
-def _without_chatter():
+def _quiet_stderr():
     """Keep pages of traces, of threads that read a damaged file in vain, off the screen: the exception says enough."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:

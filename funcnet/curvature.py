@@ -4,18 +4,21 @@
 positive semi-definite. Here `out` is `a_L`, so `H` is that of the loss on the network's output.
 """
 
-from functools import partial
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from funcnet import mlp, per_sample
-from funcnet.activations import Activation, identity, relu
-from funcnet.losses import Loss, softmax_cross_entropy
-from funcnet.mlp import Hidden, Masks, Params
+from funcnet.mlp import backward_sweep, forward_sweep, gradients, masked
+from funcnet.network import Masks, Network, Params, cast, like, prepared, targets_and_shares
+from funcnet.per_sample import sweeps
+from funcnet.products import second_moment, times
+
+__all__ = ["KroneckerFactors", "gauss_newton_product", "kronecker_factors"]
 
 
 class KroneckerFactors(NamedTuple):
@@ -25,19 +28,16 @@ class KroneckerFactors(NamedTuple):
     G: Array  # (n_l, n_l), E[delta_l^T delta_l], delta of a sample's own loss
 
 
-@partial(jax.jit, static_argnames=mlp.STATICS)
+@jax.jit
 def gauss_newton_product(
     params: Params,
     direction: Params,
     x: ArrayLike,
     y: ArrayLike,
+    network: Network = Network(),
     *,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
     masks: Masks | None = None,
     sample_weight: ArrayLike | None = None,
-    compute_dtype: DTypeLike | None = None,
 ) -> Params:
     """The Gauss-Newton matrix times a vector, `H v`, in one more sweep forwards and one backwards.
 
@@ -52,12 +52,9 @@ def gauss_newton_product(
       direction: the vector, a tree like `params`.
       x: floating, `(..., n_0)`.
       y: class ids `(...)` or targets `(..., K)`.
-      hidden: static; this and the rest as in `funcnet.objective`.
-      output: static.
-      loss: static.
+      network: static; this and the rest as in `funcnet.objective`.
       masks: dropout masks.
       sample_weight: `(...)`.
-      compute_dtype: static.
 
     Returns:
       The tree of `params`.
@@ -65,40 +62,32 @@ def gauss_newton_product(
     Raises:
       ValueError: as in `funcnet.objective`; `direction` has another structure, shapes or dtypes than `params`.
 
-    >>> params, x, y = mlp.init(jax.random.key(0), (4, 8, 3)), jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
-    >>> v = mlp.backward(params, x, y)
+    >>> import funcnet
+    >>> params, x, y = funcnet.init(jax.random.key(0), (4, 8, 3)), jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
+    >>> v = funcnet.backward(params, x, y)
     >>> Hv = gauss_newton_product(params, v, x, y)
     >>> sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(v), jax.tree.leaves(Hv))) > 0
     Array(True, dtype=bool)
     """
     _check_direction(params, direction)
-    x, activations, masks, dtype = mlp.prepare(params, x, hidden, output, masks, compute_dtype)
-    trace = mlp.forward_sweep(params, x, activations, masks, dtype)
-    z_L, a_L = trace.pre_activations[-1], trace.activations[-1]
-    y, share = mlp.targets_and_shares(y, a_L, loss, sample_weight)
-
-    da_L = _tangent_sweep(params, direction, trace, activations, masks, dtype)
-    _, curved = jax.jvp(lambda out: loss.delta(out, y), (a_L,), (da_L,))
-    delta_L = curved * output.deriv(z_L, a_L) * share[..., None]
-    deltas = mlp.backward_sweep(params, trace, delta_L, activations, masks, dtype)
-    return mlp.like(params, [
-        mlp.layer_gradient(W, a, delta, dtype)
-        for (W, _), a, delta in zip(params, mlp.layer_inputs(trace, masks), deltas, strict=True)
-    ])  # fmt: skip
+    layers = forward_sweep(*prepared(params, x, network, masks))
+    out = layers[-1].a
+    y, share = targets_and_shares(y, out, sample_weight)
+    d_out = _tangent_sweep(layers, cast(direction, network))
+    _, curved = jax.jvp(lambda out: network.loss.delta(out, y), (out,), (d_out,))
+    delta_L = curved * layers[-1].slope * share[..., None]
+    return like(params, gradients(layers, backward_sweep(layers, delta_L)))
 
 
-@partial(jax.jit, static_argnames=mlp.STATICS)
+@jax.jit
 def kronecker_factors(
     params: Params,
     x: ArrayLike,
     y: ArrayLike,
+    network: Network = Network(),
     *,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
     masks: Masks | None = None,
     sample_weight: ArrayLike | None = None,
-    compute_dtype: DTypeLike | None = None,
 ) -> list[KroneckerFactors]:
     """For every layer `A = E[a_{l-1}^T a_{l-1}]` and `G = E[delta_l^T delta_l]`, as K-FAC takes them.
 
@@ -110,36 +99,28 @@ def kronecker_factors(
     Returns:
       `L` pairs `(A, G)`, in the dtype of computation: float32 at least.
 
-    >>> params, x = mlp.init(jax.random.key(0), (4, 8, 3)), jax.random.normal(jax.random.key(1), (5, 4))
-    >>> drawn = jax.random.categorical(jax.random.key(2), mlp.forward(params, x))
+    >>> import funcnet
+    >>> params, x = funcnet.init(jax.random.key(0), (4, 8, 3)), jax.random.normal(jax.random.key(1), (5, 4))
+    >>> drawn = jax.random.categorical(jax.random.key(2), funcnet.forward(params, x))
     >>> [(A.shape, G.shape) for A, G in kronecker_factors(params, x, drawn)]
     [((4, 4), (8, 8)), ((8, 8), (3, 3))]
     """
-    inputs, deltas, share, dtype = per_sample.sweeps(
-        params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype
-    )
-
-    # The same on every device, wherever the batch and the parameters are.
-    everywhere = jax.sharding.NamedSharding(jax.typeof(params[0][0]).sharding.mesh, jax.sharding.PartitionSpec())
-
-    def second_moment(v):
-        product = mlp.summed_products(v, share[..., None] * v, everywhere, dtype)
-        return (product + product.T) / 2  # the two factors are rounded each by itself
-
-    return [KroneckerFactors(second_moment(a), second_moment(delta)) for a, delta in zip(inputs, deltas, strict=True)]
+    layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
+    return [
+        KroneckerFactors(second_moment(layer.a_in, share, like=layer.W), second_moment(delta, share, like=layer.W))
+        for layer, delta in zip(layers, deltas, strict=True)
+    ]
 
 
-def _tangent_sweep(params, direction, trace, activations, masks, dtype) -> Array:
+def _tangent_sweep(layers, direction) -> Array:
     """From the first layer to the last: how the output moves as the parameters move along `direction`."""
-    da = jnp.zeros(())  # the input does not move
-    layers = zip(params, direction, activations, masks, mlp.layer_inputs(trace, masks), trace.pre_activations,
-                 trace.activations[1:], strict=True)  # fmt: skip
-    for l, ((W, _), (V, c), f, mask, a_in, z, a) in enumerate(layers):
-        dz = mlp.product("...i,ij->...j", a_in, V, dtype)  # (..., n_in) -> (..., n_out)
-        dz = dz + jnp.broadcast_to(c.astype(dz.dtype), dz.shape)
-        if l > 0:
-            dz = dz + mlp.product("...i,ij->...j", mlp.masked(da, mask), W, dtype)
-        da = f.deriv(z, a) * dz
+    da = None  # the input does not move
+    for layer, (V, c) in zip(layers, direction, strict=True):
+        dz = times(layer.a_in, V)  # (..., n_{l-1}) -> (..., n_l)
+        dz = dz + jnp.broadcast_to(c, dz.shape)
+        if da is not None:
+            dz = dz + times(masked(da, layer.mask), layer.W)
+        da = layer.slope * dz
     return da
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from funcnet.extras import import_extra
 
+__all__ = ["Dataset", "MnistNotFoundError", "load_digits", "load_mnist", "read_idx"]
+
 Arrays = tuple[np.ndarray, np.ndarray]  # (x, y): uint8 (N, pixels), int32 (N,)
 
 

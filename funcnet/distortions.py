@@ -22,7 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from funcnet.training import scale_pixels
+from funcnet.evaluation import scale_pixels
+
+__all__ = ["CIRESAN", "SIMARD", "Distortion", "bilinear", "distort", "scaled", "source_points", "upright"]
 
 
 class Distortion(NamedTuple):
@@ -89,7 +91,7 @@ def upright(x: Array, *, width: float | None = None, image_shape: tuple[int, int
 
     so that afterwards `m_rc` is 0 and `width` the standard deviation of the ink's columns, as far as the frame and the
     limits below allow. It is a fixed map of an image, for training and test alike, to be applied once. Deslanting as in
-    LeCun, Bottou, Bengio and Haffner, 1998; widths that differ between the networks of a committee as in Ciresan et
+    LeCun, Bottou, Bengio and Haffner, 1998; widths that differ between the networks of an ensemble as in Ciresan et
     al., 2011, there by the bounding box.
 
     Args:

@@ -3,6 +3,8 @@
 import importlib
 from types import ModuleType
 
+__all__ = ["import_extra"]
+
 
 def import_extra(module: str, extra: str = "train") -> ModuleType:
     """Import a module of an optional dependency.

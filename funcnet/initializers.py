@@ -2,6 +2,10 @@
 
 A weight has shape `(n_in, n_out)`. The scaled ones keep the variance of a signal constant from layer to layer:
 He for ReLU-like activations, Glorot (forwards and backwards at once) for tanh, LeCun for identity and selu-like.
+
+>>> W = he_normal(jax.random.key(0), (400, 500), jnp.float32)
+>>> round(float(W.var()) * 400, 1)
+2.0
 """
 
 import functools
@@ -13,15 +17,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+__all__ = [
+    "Initializer", "glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "lecun_normal", "standard_normal",
+    "uniform", "zeros",
+]  # fmt: skip
+
 Initializer = Callable[[Array, tuple[int, ...], DTypeLike], Array]  # (key, shape, dtype) -> array of that shape
-
-
-def _fans(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """`(n_in, n_out)` of a weight; a width of 0 counts as 1, since an empty array has nothing to scale."""
-    if len(shape) != 2:
-        raise ValueError(f"{name} needs a weight's shape (n_in, n_out), got {shape}; for biases take zeros, "
-                         "standard_normal or uniform(low, high)")  # fmt: skip
-    return max(shape[0], 1), max(shape[1], 1)
 
 
 def zeros(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -70,71 +71,36 @@ def _uniform(low: float, high: float) -> Initializer:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, low, high)
 
 
-def he_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Normal with variance `2 / n_in`; He et al., ICCV 2015, equation 10.
+def _scaled(about: str, name: str, draw: Callable[..., Array], numerator: int, both: bool = False) -> Initializer:
+    """An initializer of weights with variance `numerator / n_in`, or `/ (n_in + n_out)`."""
 
-    Raises:
-      ValueError: the shape is not a weight's, `(n_in, n_out)`.
+    def initializer(key, shape, dtype=jnp.float32):
+        if len(shape) != 2:
+            raise ValueError(f"{name} needs a weight's shape (n_in, n_out), got {shape}; for biases take zeros, "
+                             "standard_normal or uniform(low, high)")  # fmt: skip
+        n_in, n_out = (max(n, 1) for n in shape)  # an empty array has nothing to scale
+        return draw(key, shape, dtype, math.sqrt(numerator / (n_in + n_out if both else n_in)))
 
-    >>> W = he_normal(jax.random.key(0), (400, 500))
-    >>> round(float(W.var()) * 400, 1)
-    2.0
-    """
-    n_in, _ = _fans("he_normal", shape)
-    return jax.random.normal(key, shape, dtype) * math.sqrt(2 / n_in)
-
-
-def he_uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Uniform with variance `2 / n_in`, so within `±sqrt(6 / n_in)`; He et al., ICCV 2015.
-
-    Raises:
-      ValueError: the shape is not a weight's, `(n_in, n_out)`.
-
-    >>> W = he_uniform(jax.random.key(0), (400, 500))
-    >>> round(float(W.var()) * 400, 1), bool((abs(W) <= (6 / 400) ** 0.5).all())
-    (2.0, True)
-    """
-    n_in, _ = _fans("he_uniform", shape)
-    bound = math.sqrt(6 / n_in)
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    initializer.__name__ = initializer.__qualname__ = name
+    initializer.__doc__ = about
+    return initializer
 
 
-def glorot_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Normal with variance `2 / (n_in + n_out)`; Glorot and Bengio, AISTATS 2010, equation 12.
-
-    Raises:
-      ValueError: the shape is not a weight's, `(n_in, n_out)`.
-
-    >>> W = glorot_normal(jax.random.key(0), (400, 500))
-    >>> round(float(W.var()) * (400 + 500), 1)
-    2.0
-    """
-    return jax.random.normal(key, shape, dtype) * math.sqrt(2 / sum(_fans("glorot_normal", shape)))
+def _normal(key, shape, dtype, std) -> Array:
+    return jax.random.normal(key, shape, dtype) * std
 
 
-def glorot_uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Uniform within `±sqrt(6 / (n_in + n_out))`; Glorot and Bengio, AISTATS 2010, equation 16.
-
-    Raises:
-      ValueError: the shape is not a weight's, `(n_in, n_out)`.
-
-    >>> W = glorot_uniform(jax.random.key(0), (400, 500))
-    >>> round(float(W.var()) * (400 + 500), 1), bool((abs(W) <= (6 / 900) ** 0.5).all())
-    (2.0, True)
-    """
-    bound = math.sqrt(6 / sum(_fans("glorot_uniform", shape)))
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+def _bounded(key, shape, dtype, std) -> Array:
+    return jax.random.uniform(key, shape, dtype, -math.sqrt(3) * std, math.sqrt(3) * std)
 
 
-def lecun_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Normal with variance `1 / n_in`; LeCun et al., Efficient BackProp, 1998, section 4.6.
-
-    Raises:
-      ValueError: the shape is not a weight's, `(n_in, n_out)`.
-
-    >>> W = lecun_normal(jax.random.key(0), (400, 500))
-    >>> round(float(W.var()) * 400, 1)
-    1.0
-    """
-    n_in, _ = _fans("lecun_normal", shape)
-    return jax.random.normal(key, shape, dtype) * math.sqrt(1 / n_in)
+_about = "Normal with variance `2 / n_in`; He et al., ICCV 2015, equation 10."
+he_normal = _scaled(_about, "he_normal", _normal, 2)
+_about = "Uniform with the same variance, so within `±sqrt(6 / n_in)`; He et al., ICCV 2015."
+he_uniform = _scaled(_about, "he_uniform", _bounded, 2)
+_about = "Normal with variance `2 / (n_in + n_out)`; Glorot and Bengio, AISTATS 2010, equation 12."
+glorot_normal = _scaled(_about, "glorot_normal", _normal, 2, both=True)
+_about = "Uniform within `±sqrt(6 / (n_in + n_out))`; Glorot and Bengio, AISTATS 2010, equation 16."
+glorot_uniform = _scaled(_about, "glorot_uniform", _bounded, 2, both=True)
+_about = "Normal with variance `1 / n_in`; LeCun et al., Efficient BackProp, 1998, section 4.6."
+lecun_normal = _scaled(_about, "lecun_normal", _normal, 1)

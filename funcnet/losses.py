@@ -6,7 +6,7 @@ where JAX's indexing would silently take a neighbouring class.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,22 @@ from jax.typing import DTypeLike
 
 from funcnet.activations import softplus
 
+__all__ = [
+    "SHIPPED",
+    "Loss",
+    "from_name",
+    "is_class_ids",
+    "one_hot",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+    "squared_error",
+]  # fmt: skip
 
-class Loss(NamedTuple):
-    """A loss per sample with its hand-written derivative.
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Loss:
+    """A loss per sample with its hand-written derivative: a static value, pickled as an `Activation` is.
 
     Attributes:
       name: what errors, summaries and files call it.
@@ -36,6 +49,14 @@ class Loss(NamedTuple):
     fn: Callable[[Array, Array], Array]
     delta: Callable[[Array, Array], Array]
     predict: Callable[[Array], Array]
+
+    def __repr__(self) -> str:
+        """The name alone."""
+        return self.name
+
+    def __reduce__(self):
+        """How to pickle it."""
+        return (from_name, (self.name,)) if self in SHIPPED else (Loss, (self.name, self.fn, self.delta, self.predict))
 
 
 def is_class_ids(y: Array) -> bool:

@@ -9,18 +9,25 @@ Goodfellow, Efficient per-example gradient computations, 2015.
 A sample's gradient is that of its own loss, with no `1 / N` and no weight; `sample_weight` weighs samples in a mean.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from funcnet import mlp
-from funcnet.activations import Activation, identity, relu
-from funcnet.losses import Loss, softmax_cross_entropy
-from funcnet.mlp import Hidden, Masks, Params
+from funcnet.mlp import backward_sweep, forward_sweep, gradients
+from funcnet.network import Masks, Network, Params, like, prepared, targets_and_shares
+from funcnet.products import outer, times_transposed
+
+__all__ = [
+    "Moments", "NoiseScale", "clipped_backward", "gradient_moments", "gradient_noise_scale", "input_backward",
+    "per_sample_backward", "per_sample_norms", "private_sum",
+]  # fmt: skip
 
 
 class Moments(NamedTuple):
@@ -38,17 +45,14 @@ class NoiseScale(NamedTuple):
     squared_norm: Array  # (), of the expected gradient; an estimate, so it may be negative
 
 
-@partial(jax.jit, static_argnames=mlp.STATICS)
+@jax.jit
 def per_sample_backward(
     params: Params,
     x: ArrayLike,
     y: ArrayLike,
+    network: Network = Network(),
     *,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
     masks: Masks | None = None,
-    compute_dtype: DTypeLike | None = None,
 ) -> Params:
     """The gradient of every sample's own loss, `dW_l[n] = a_{l-1}[n]^T delta_l[n]`, `db_l[n] = delta_l[n]`.
 
@@ -65,26 +69,20 @@ def per_sample_backward(
     >>> [(dW.shape, db.shape) for dW, db in grads]
     [((5, 4, 8), (5, 8)), ((5, 8, 3), (5, 3))]
     """
-    inputs, deltas, _, dtype = sweeps(params, x, y, hidden, output, loss, masks, None, compute_dtype)
-    grads = []
-    for a, delta in zip(inputs, deltas, strict=True):
-        rounded_a, rounded_delta = (v.astype(dtype).astype(v.dtype) for v in (a, delta))
-        dW = rounded_a[..., :, None] * rounded_delta[..., None, :]  # (..., n_in), (..., n_out) -> (..., n_in, n_out)
-        grads.append((dW, delta))
-    return mlp.like(params, grads)
+    layers, deltas, _ = sweeps(params, x, y, network, masks, None)
+    return like(
+        params, [(outer(layer.a_in, delta, like=layer.W), delta) for layer, delta in zip(layers, deltas, strict=True)]
+    )
 
 
-@partial(jax.jit, static_argnames=(*mlp.STATICS, "per_leaf"))
+@partial(jax.jit, static_argnames="per_leaf")
 def per_sample_norms(
     params: Params,
     x: ArrayLike,
     y: ArrayLike,
+    network: Network = Network(),
     *,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
     masks: Masks | None = None,
-    compute_dtype: DTypeLike | None = None,
     per_leaf: bool = False,
 ) -> Array | Params:
     """The norm of every sample's gradient, `|g[n]|^2 = sum_l |delta_l[n]|^2 (|a_{l-1}[n]|^2 + 1)`.
@@ -101,26 +99,24 @@ def per_sample_norms(
     >>> per_sample_norms(params, jnp.ones((2, 4)), jnp.array([0, 2]))  # |softmax - y| sqrt(4 + 1)
     Array([1.8257, 1.8257], dtype=float32)
     """
-    inputs, deltas, _, _ = sweeps(params, x, y, hidden, output, loss, masks, None, compute_dtype)
+    layers, deltas, _ = sweeps(params, x, y, network, masks, None)
     if per_leaf:
-        norms = [(_norm(delta) * _norm(a), _norm(delta)) for a, delta in zip(inputs, deltas, strict=True)]
+        pairs = zip(layers, deltas, strict=True)
+        norms = [(_norm(delta) * _norm(layer.a_in), _norm(delta)) for layer, delta in pairs]
         return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(norms))
-    return _norms(inputs, deltas)
+    return _norms(layers, deltas)
 
 
-@partial(jax.jit, static_argnames=mlp.STATICS)
+@jax.jit
 def clipped_backward(
     params: Params,
     x: ArrayLike,
     y: ArrayLike,
+    network: Network = Network(),
     *,
     max_norm: ArrayLike,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
     masks: Masks | None = None,
     sample_weight: ArrayLike | None = None,
-    compute_dtype: DTypeLike | None = None,
 ) -> Params:
     """The mean of the samples' gradients, each clipped: `1/N sum_n g[n] min(1, max_norm / |g[n]|)`.
 
@@ -137,26 +133,23 @@ def clipped_backward(
     >>> jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
     Array(0.1, dtype=float32)
     """
-    inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype)
-    weight = share * _clip_factors(_norms(inputs, deltas), max_norm)
-    return mlp.like(params, _weighted_sum(params, inputs, deltas, weight, dtype))
+    layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
+    weight = share * _clip_factors(_norms(layers, deltas), max_norm)
+    return like(params, _weighted_sum(layers, deltas, weight))
 
 
-@partial(jax.jit, static_argnames=mlp.STATICS)
+@jax.jit
 def private_sum(
     key: Array,
     params: Params,
     x: ArrayLike,
     y: ArrayLike,
+    network: Network = Network(),
     *,
     max_norm: ArrayLike,
     noise_multiplier: ArrayLike,
     included: ArrayLike | None = None,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
     masks: Masks | None = None,
-    compute_dtype: DTypeLike | None = None,
 ) -> Params:
     """The differentially private sum, `sum_n clip(g[n], max_norm) + noise_multiplier * max_norm * N(0, 1)`.
 
@@ -167,18 +160,15 @@ def private_sum(
 
     Args:
       key: a JAX random key, fresh for every step, and secret: who knows it can take the noise off.
-      params: as in `funcnet.objective`; so are `x`, `y`, `hidden`, `output`, `loss`, `masks`, `compute_dtype`.
+      params: as in `funcnet.objective`; so are `x`, `y`, `network`, `masks`.
       x: `(..., n_0)`.
       y: class ids `(...)` or targets `(..., K)`.
+      network: static; under a `compute_dtype` the bound holds to its rounding.
       max_norm: the bound of a sample's influence, not negative.
       noise_multiplier: the noise's standard deviation over `max_norm`.
       included: boolean `(...)`, which samples take part, by default all: Poisson sampling gives batches of varying
         size, and this fills them up to one shape.
-      hidden: static.
-      output: static.
-      loss: static.
       masks: dropout masks.
-      compute_dtype: static; the bound then holds to its rounding.
 
     Returns:
       The tree of `params`: a sum, not a mean.
@@ -193,8 +183,8 @@ def private_sum(
     >>> [(dW.shape, db.shape) for dW, db in grads]
     [((4, 3), (3,))]
     """
-    inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, None, compute_dtype)
-    norms = _norms(inputs, deltas)
+    layers, deltas, share = sweeps(params, x, y, network, masks, None)
+    norms = _norms(layers, deltas)
     counts = jnp.isfinite(norms)  # infinity times 0 would not be 0
     if included is not None:
         included = jnp.asarray(included)
@@ -202,27 +192,25 @@ def private_sum(
             raise ValueError(f"included has dtype {included.dtype} and shape {included.shape}, expected bool and "
                              f"{share.shape}, one per sample")  # fmt: skip
         counts = counts & included
-    inputs, deltas = ([jnp.where(counts[..., None], v, 0.0) for v in vs] for vs in (inputs, deltas))
+    layers = [layer._replace(a_in=jnp.where(counts[..., None], layer.a_in, 0.0)) for layer in layers]
+    deltas = [jnp.where(counts[..., None], delta, 0.0) for delta in deltas]
     weight = _clip_factors(jnp.where(counts, norms, 0.0), max_norm)
-    leaves, tree = jax.tree.flatten(_weighted_sum(params, inputs, deltas, weight, dtype))
+    leaves, tree = jax.tree.flatten(_weighted_sum(layers, deltas, weight))
     scale = _scalar("noise_multiplier", noise_multiplier, share.dtype) * jnp.asarray(max_norm, share.dtype)
     keys = jax.random.split(key, len(leaves))
     noisy = [g + scale * jax.random.normal(key, g.shape, g.dtype) for g, key in zip(leaves, keys, strict=True)]
-    return mlp.like(params, jax.tree.unflatten(tree, noisy))
+    return like(params, jax.tree.unflatten(tree, noisy))
 
 
-@partial(jax.jit, static_argnames=mlp.STATICS)
+@jax.jit
 def input_backward(
     params: Params,
     x: ArrayLike,
     y: ArrayLike,
+    network: Network = Network(),
     *,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
     masks: Masks | None = None,
     sample_weight: ArrayLike | None = None,
-    compute_dtype: DTypeLike | None = None,
 ) -> Array:
     """The gradient of `objective` with respect to the input, `delta_1 W_1^T`: saliency, adversarial examples.
 
@@ -240,24 +228,20 @@ def input_backward(
     >>> bool(mlp.objective(params, fooling, y) > mlp.objective(params, x, y))
     True
     """
-    _, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype)
-    delta = deltas[0] * share[..., None]
-    dx = mlp.product("...j,ij->...i", delta, params[0][0], dtype)  # (..., n_1) -> (..., n_0)
-    return mlp.masked(dx, None if masks is None else masks[0]).astype(jnp.asarray(x).dtype)
+    layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
+    dx = times_transposed(deltas[0] * share[..., None], layers[0].W)  # (..., n_1) -> (..., n_0)
+    return mlp.masked(dx, layers[0].mask).astype(jnp.asarray(x).dtype)
 
 
-@partial(jax.jit, static_argnames=mlp.STATICS)
+@jax.jit
 def gradient_moments(
     params: Params,
     x: ArrayLike,
     y: ArrayLike,
+    network: Network = Network(),
     *,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
     masks: Masks | None = None,
     sample_weight: ArrayLike | None = None,
-    compute_dtype: DTypeLike | None = None,
 ) -> Moments:
     """Mean and variance of the samples' gradients, entry by entry: `E[g]` and `E[g^2] - E[g]^2`.
 
@@ -275,25 +259,23 @@ def gradient_moments(
     >>> max(leaf.max() for leaf in jax.tree.leaves(variance)) < 1e-7
     Array(True, dtype=bool)
     """
-    inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype)
-    mean = _weighted_sum(params, inputs, deltas, share, dtype)
-    squares = _weighted_sum(params, [a * a for a in inputs], [delta * delta for delta in deltas], share, dtype)
+    layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
+    mean = _weighted_sum(layers, deltas, share)
+    squared = [layer._replace(a_in=layer.a_in * layer.a_in) for layer in layers]
+    squares = _weighted_sum(squared, [delta * delta for delta in deltas], share)
     variance = jax.tree.map(lambda square, m: jnp.maximum(square - m * m, 0.0), squares, mean)
-    return Moments(mlp.like(params, mean), mlp.like(params, variance))
+    return Moments(like(params, mean), like(params, variance))
 
 
-@partial(jax.jit, static_argnames=mlp.STATICS)
+@jax.jit
 def gradient_noise_scale(
     params: Params,
     x: ArrayLike,
     y: ArrayLike,
+    network: Network = Network(),
     *,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
     masks: Masks | None = None,
     sample_weight: ArrayLike | None = None,
-    compute_dtype: DTypeLike | None = None,
 ) -> NoiseScale:
     """The simple noise scale `tr(Sigma) / |G|^2`: about the largest batch that still pays.
 
@@ -312,10 +294,10 @@ def gradient_noise_scale(
     >>> bool(scale.trace > 0), scale.ratio.shape
     (True, ())
     """
-    inputs, deltas, share, dtype = sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype)
-    mean = _weighted_sum(params, inputs, deltas, share, dtype)
+    layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
+    mean = _weighted_sum(layers, deltas, share)
     norm_of_mean = sum(jnp.sum(g * g) for g in jax.tree.leaves(mean))
-    mean_of_norms = jnp.sum(share * _norms(inputs, deltas) ** 2)
+    mean_of_norms = jnp.sum(share * _norms(layers, deltas) ** 2)
     one_over_N = jnp.sum(share * share)
     more_than_one = one_over_N < 1 - 8 * jnp.finfo(share.dtype).eps
     trace = jnp.where(more_than_one, (mean_of_norms - norm_of_mean) / (1 - one_over_N), jnp.nan)
@@ -326,33 +308,22 @@ def gradient_noise_scale(
 # What the functions above share.
 
 
-def sweeps(params, x, y, hidden, output, loss, masks, sample_weight, compute_dtype):
-    """Both sweeps, with the deltas of each sample's own loss.
-
-    Returns:
-      The layers' inputs `[a_0, ..., a_{L-1}]` under their masks, `[delta_1, ..., delta_L]`, each sample's share in the
-      mean, and the dtype of products.
-    """
-    x, activations, masks, dtype = mlp.prepare(params, x, hidden, output, masks, compute_dtype)
-    trace = mlp.forward_sweep(params, x, activations, masks, dtype)
-    z_L, a_L = trace.pre_activations[-1], trace.activations[-1]
-    y, share = mlp.targets_and_shares(y, a_L, loss, sample_weight)
-    delta_L = loss.delta(a_L, y) * output.deriv(z_L, a_L)
-    deltas = mlp.backward_sweep(params, trace, delta_L, activations, masks, dtype)
-    return mlp.layer_inputs(trace, masks), deltas, share, dtype
+def sweeps(params, x, y, network, masks, sample_weight) -> tuple[list[mlp.Layer], list[Array], Array]:
+    """Both sweeps: the layers, `[delta_1, ..., delta_L]` of each sample's own loss, and its share in the mean."""
+    layers = forward_sweep(*prepared(params, x, network, masks))
+    out = layers[-1].a
+    y, share = targets_and_shares(y, out, sample_weight)
+    return layers, backward_sweep(layers, network.loss.delta(out, y) * layers[-1].slope), share
 
 
-def _weighted_sum(params, inputs, deltas, weight, dtype) -> Params:
+def _weighted_sum(layers, deltas, weight) -> Params:
     """`sum_n weight[n] g[n]`, in the dtype that it is computed in."""
-    return [
-        mlp.layer_gradient(W, a, weight[..., None] * delta, dtype)
-        for (W, _), a, delta in zip(params, inputs, deltas, strict=True)
-    ]
+    return gradients(layers, [weight[..., None] * delta for delta in deltas])
 
 
-def _norms(inputs, deltas) -> Array:
+def _norms(layers, deltas) -> Array:
     """`(...)`, the norm of each sample's gradient."""
-    by_layer = [_norm(delta) * jnp.hypot(_norm(a), 1.0) for a, delta in zip(inputs, deltas, strict=True)]
+    by_layer = [_norm(delta) * jnp.hypot(_norm(layer.a_in), 1.0) for layer, delta in zip(layers, deltas, strict=True)]
     return _norm(jnp.stack(by_layer, -1))
 
 

@@ -12,13 +12,15 @@ from jax.typing import ArrayLike
 
 from funcnet.extras import import_extra
 
+__all__ = [
+    "confusion_matrix", "curves", "decision_boundary", "first_layer_weights", "fit", "images", "lines", "space",
+    "worst_mistakes",
+]  # fmt: skip
+
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
-_STYLES = (
-    {"color": BLUE},
-    {"color": ORANGE, "linestyle": "--"},
-    {"color": GREEN, "linestyle": "-."},
-    {"color": PURPLE, "linestyle": ":"},
-)
+_STYLES = [
+    {"color": color, "linestyle": line} for color, line in ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
+]
 _CLASSES = ({"color": BLUE, "marker": "o"}, {"color": ORANGE, "marker": "^"})
 
 
@@ -52,8 +54,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> Any:
     for axes, label in ((left, "mean loss (nats)"), (right, "error rate (%)")):
         axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        _finish(axes)
     return figure
 
 
@@ -201,8 +202,7 @@ def lines(
         axes.set_xscale("log")
     elif x is None:
         axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    _finish(axes)
     return figure
 
 
@@ -228,8 +228,7 @@ def fit(x: ArrayLike, y: ArrayLike, curves: Mapping[str, ArrayLike], *, title: s
     for (name, values), style in zip(curves.items(), _STYLES, strict=False):
         axes.plot(x, values, label=name, **style)
     axes.set(xlabel="x", ylabel="y")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    _finish(axes)
     return figure
 
 
@@ -318,6 +317,11 @@ def decision_boundary(
     right.set(xlabel="x_1", ylabel="x_2")
     right.legend(fontsize=8, loc="upper right")
     return figure
+
+
+def _finish(axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def _grid(figure, images, titles, rows, columns, cmap, vmin=None, vmax=None) -> Any:

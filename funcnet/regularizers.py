@@ -1,22 +1,23 @@
 """Regularizers: data that a pass takes, samples that a batch gains, or functions around an optimizer.
 
-Dropout is masks, label smoothing is targets, virtual adversarial training is more samples; max-norm and averaging wrap
-an `Optimizer` and are one again. None of them is a case in `backward`. Weight decay is `adamw`.
+Dropout is masks, label smoothing is targets, virtual adversarial training is more samples; a limit on weights wraps an
+`Optimizer` and is one again. None of them is a case in `backward`. Weight decay is `adamw`.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from funcnet.activations import Activation, identity, relu
-from funcnet.losses import Loss, is_class_ids, one_hot, softmax_cross_entropy
-from funcnet.mlp import Hidden, Params, predict
-from funcnet.optimizers import Optimizer, apply_updates, wide
+from funcnet.losses import is_class_ids, one_hot
+from funcnet.mlp import predict
+from funcnet.network import Network, Params, check_params, computed_in
+from funcnet.optimizers import Optimizer
 from funcnet.per_sample import input_backward
-from funcnet.validation import check_params
+
+__all__ = ["dropout_masks", "limit_weights", "smooth_labels", "virtual_adversarial"]
 
 
 def dropout_masks(
@@ -51,7 +52,7 @@ def dropout_masks(
         if not 0 <= value < 1:
             raise ValueError(f"dropout_masks: {name} is {value}, expected a number in [0, 1)")
 
-    dtype = jnp.float64 if params[0][0].dtype == jnp.float64 else jnp.float32  # in bfloat16, 1 / 0.9 is off by 0.2%
+    dtype = computed_in(params)  # in bfloat16, 1 / 0.9 would be off by 0.2%
 
     def mask(key, n, rate):
         kept = jax.random.bernoulli(key, 1 - rate, (*batch_shape, n))
@@ -81,11 +82,11 @@ def smooth_labels(y: Array, classes: int, amount: float) -> Array:
     return (1 - amount) * one_hot(y, classes, jnp.float32) + amount / classes
 
 
-def max_norm(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
+def limit_weights(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
     """An optimizer after whose updates no unit's incoming weights are longer than `limit`.
 
     `W[:, j] <- W[:, j] min(1, limit / |W[:, j]|)` after each update; biases are left alone. Srivastava et al., JMLR
-    2014, section 5.1.
+    2014, section 5.1, who call it max-norm regularization.
 
     Args:
       optimizer: an `Optimizer`, or any optax transformation, for `[(W, b), ...]`.
@@ -94,8 +95,8 @@ def max_norm(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
     Returns:
       The optimizer, with the same state; its `update` needs `params`.
 
-    >>> from funcnet import sgd
-    >>> optimizer = max_norm(sgd(1.0), 5.0)
+    >>> from funcnet import apply_updates, sgd
+    >>> optimizer = limit_weights(sgd(1.0), 5.0)
     >>> params = [(jnp.array([[3.0, 3.0], [0.0, 4.0]]), jnp.zeros(2))]
     >>> grads = [(jnp.array([[0.0, -3.0], [0.0, -4.0]]), jnp.zeros(2))]
     >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
@@ -118,60 +119,17 @@ def max_norm(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
     return Optimizer(optimizer.init, update)
 
 
-class AveragedState(NamedTuple):
-    """The state of `averaged`."""
-
-    inner: Any  # of the optimizer within
-    average: Any  # like params, float32 at least: for evaluation
-
-
-def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
-    """An optimizer that also keeps an average of the parameters, `average <- decay average + (1 - decay) params`.
-
-    It starts from the first parameters and changes nothing in the training; evaluate `state.opt_state.average`. Polyak
-    and Juditsky, 1992, with a decay in place of `1 / step`.
-
-    Args:
-      optimizer: an `Optimizer`, or any optax transformation.
-      decay: between 0 and 1; about `1 / (1 - decay)` steps are averaged.
-
-    Returns:
-      The optimizer, whose state is an `AveragedState`; its `update` needs `params`.
-
-    >>> from funcnet import sgd
-    >>> optimizer, params = averaged(sgd(1.0), 0.9), jnp.array([1.0])
-    >>> updates, state = optimizer.update(jnp.array([-10.0]), optimizer.init(params), params)
-    >>> updates, state.average
-    (Array([10.], dtype=float32), Array([2.], dtype=float32))
-    """
-
-    def init(params):
-        average = jax.tree.map(lambda p: jnp.copy(wide(p)), params)  # buffers of its own: the state may be donated
-        return AveragedState(optimizer.init(params), average)
-
-    def update(grads, state, params):
-        updates, inner = optimizer.update(grads, state.inner, params)
-        new = apply_updates(params, updates)
-        average = jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * wide(p), state.average, new)
-        return updates, AveragedState(inner, average)
-
-    return Optimizer(init, update)
-
-
 def virtual_adversarial(
     key: Array,
     params: Params,
     x: Array,
     y: Array,
     sample_weight: Array | None = None,
+    network: Network = Network(),
     *,
     radius: float,
     probe: float = 0.1,
     iterations: int = 1,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
-    compute_dtype: DTypeLike | None = None,
 ) -> tuple[Array, Array, Array | None]:
     """Virtual adversarial training as twice the samples: `(x, y)`, and `(x + r, p)`, `p` being the prediction for `x`.
 
@@ -186,13 +144,10 @@ def virtual_adversarial(
       x: floating, `(N, n_0)`.
       y: class ids `(N,)` or targets `(N, K)`.
       sample_weight: `(N,)` or `None`.
+      network: static; its loss takes its own predictions as targets.
       radius: the length of `r`.
       probe: the length of the step along which the method looks.
       iterations: of the power method.
-      hidden: static; as in `forward`.
-      output: static; as in `forward`.
-      loss: static; one that takes its own predictions as targets.
-      compute_dtype: static; as in `forward`.
 
     Returns:
       `x` `(2N, n_0)`, targets `(2N, K)`, and weights `(2N,)`, or `None` for none.
@@ -203,11 +158,10 @@ def virtual_adversarial(
     >>> x2.shape, y2.shape, jnp.linalg.norm(x2[5:] - x, axis=1).round(3).tolist()
     ((10, 4), (10, 3), [0.5, 0.5, 0.5, 0.5, 0.5])
     """
-    network = {"hidden": hidden, "output": output, "loss": loss, "compute_dtype": compute_dtype}
-    p = predict(params, x, **network)
+    p = predict(params, x, network)
     d = _unit(jax.random.normal(key, x.shape, x.dtype))
     for _ in range(iterations):
-        d = _unit(input_backward(params, x + probe * d, p, **network))
+        d = _unit(input_backward(params, x + probe * d, p, network))
     targets = one_hot(y, p.shape[-1], p.dtype) if is_class_ids(y) else y.astype(p.dtype)
     weights = None if sample_weight is None else jnp.concatenate([sample_weight, sample_weight])
     return jnp.concatenate([x, x + radius * d]), jnp.concatenate([targets, p]), weights

@@ -2,8 +2,8 @@
 
     mesh = make_mesh("data=4,model=2")
     state = put(state, state_shardings(state, mesh))
-    x, y = deal(key, images, labels, batch_size=128, mesh=mesh)  # an epoch's batches, (S, B, ...)
-    state, metrics = jax.jit(make_dealt_epoch(step, samples=len(images)))(state, key, x, y)
+    x, y = shard_batches(key, images, labels, batch_size=128, mesh=mesh)  # an epoch's batches, (S, B, ...)
+    state, metrics = jax.jit(make_prebatched_epoch(step, samples=len(images)))(state, key, x, y)
 
 `data` splits samples: every device runs the same step on its part of each batch, and since `dW_l = a_{l-1}^T delta_l`
 sums over samples, XLA ends it with the one all-reduce of the step. `model` splits units: the columns of one `W_l` and
@@ -20,8 +20,10 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from funcnet.mlp import Params
+from funcnet.network import Params
 from funcnet.training import TrainState, plan_batches
+
+__all__ = ["AXES", "make_mesh", "param_shardings", "put", "replicated", "shard_batches", "state_shardings"]
 
 AXES = ("data", "model")
 
@@ -143,7 +145,7 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(_put_array, tree, shardings)
 
 
-def deal(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) -> tuple[Array, Array]:
+def shard_batches(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) -> tuple[Array, Array]:
     """An epoch's batches, in the order in which `make_epoch` takes them, each split over the axis `data`.
 
     Every process draws the same order and reads from `x` and `y` only what its own devices work on; memory-mapped
@@ -157,14 +159,14 @@ def deal(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) -> tuple[Ar
       mesh: from `make_mesh`.
 
     Returns:
-      `x` `(S, B, ...)` and `y` `(S, B)` or `(S, B, K)`, for `make_dealt_epoch`.
+      `x` `(S, B, ...)` and `y` `(S, B)` or `(S, B, K)`, for `make_prebatched_epoch`.
 
     Raises:
       ValueError: a batch that cannot be split evenly, no samples, or another number in `x` than in `y`.
 
     >>> y = np.arange(10)
     >>> x = y[:, None].astype(np.uint8)
-    >>> x, y = deal(jax.random.key(0), x, y, batch_size=4, mesh=make_mesh("data=1"))
+    >>> x, y = shard_batches(jax.random.key(0), x, y, batch_size=4, mesh=make_mesh("data=1"))
     >>> x.shape, y.shape, np.array_equal(x[..., 0], y)
     ((3, 4, 1), (3, 4), True)
     """
@@ -176,11 +178,11 @@ def deal(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) -> tuple[Ar
     indices = np.asarray(_plan(key, len(x), batch_size))  # (S, B)
     columns = NamedSharding(mesh, PartitionSpec(None, "data"))
 
-    def dealt(a):
+    def sharded(a):
         shape = indices.shape + a.shape[1:]
         return jax.make_array_from_callback(shape, columns, lambda part: a[indices[tuple(part or ())[:2]]])
 
-    return dealt(x), dealt(y)
+    return sharded(x), sharded(y)
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -10,25 +10,27 @@ A ragged last batch is filled up with samples of weight 0, so every step has one
 the whole epoch in the outer `jit`, not a step of it: then nothing returns to Python between two batches.
 """
 
-import math
+from __future__ import annotations
+
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.core import Tracer
-from jax.typing import ArrayLike, DTypeLike
 
-from funcnet.activations import Activation, identity, relu
-from funcnet.losses import Loss, is_class_ids, softmax_cross_entropy
-from funcnet.mlp import Hidden, Params, forward, targets_and_shares, value_and_backward
+from funcnet.evaluation import Metrics, Transform, check_batch_size, count_samples, is_correct, scale_pixels
+from funcnet.evaluation import evaluate as evaluate  # as: this is where users look for it
+from funcnet.mlp import forward, value_and_backward
+from funcnet.network import Network, Params
 from funcnet.optimizers import Optimizer, apply_updates
 
-Transform = Callable[[Array | None, Array], Array]  # (key, x) -> floating batch; the key is None in evaluation
-Augment = Callable[..., tuple[Array, Array, Array | None]]  # (key, params, x, y, weights, **network) -> x, y, weights
+__all__ = [
+    "Batches", "TrainState", "accumulated", "evaluate", "first_nonfinite_step", "for_each", "init_state",
+    "make_epoch", "make_prebatched_epoch", "make_step", "plan_batches", "shuffle",
+]  # fmt: skip
+
+Augment = Callable[..., tuple[Array, Array, Array | None]]  # (key, params, x, y, weights, network) -> x, y, weights
 MakeMasks = Callable[[Array, Params, tuple[int, ...]], Any]  # (key, params, batch_shape) -> masks
 
 
@@ -38,13 +40,6 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: Any
     step: Array  # (), int32: updates made so far
-
-
-class Metrics(NamedTuple):
-    """Means over the samples seen."""
-
-    loss: Array  # (), the objective
-    accuracy: Array  # (), see `is_correct`
 
 
 def init_state(params: Params, optimizer: Optimizer) -> TrainState:
@@ -63,53 +58,6 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
     0
     """
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-
-def scale_pixels(key: Array | None, x: Array) -> Array:
-    """The default transform: uint8 pixels to `[0, 1]` float32; anything floating as it is.
-
-    >>> scale_pixels(None, jnp.array([0, 51, 255], jnp.uint8)).tolist()
-    [0.0, 0.2, 1.0]
-    """
-    del key
-    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
-
-
-def is_correct(out: Array, y: Array) -> Array:
-    """Whether each sample's output says what its target says, `(..., K), y -> (...)`.
-
-    With several outputs: the largest output is the class, or the largest target. With one output, a logit: output and
-    target are on the same side of 0 and of 1/2. For regression this means nothing.
-
-    >>> is_correct(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0]))
-    Array([ True, False], dtype=bool)
-    """
-    if out.shape[-1] > 1:
-        return jnp.argmax(out, -1) == (y if is_class_ids(y) else jnp.argmax(y, -1))
-    return (out[..., 0] > 0) == (y > 0 if is_class_ids(y) else y[..., 0] > 0.5)
-
-
-def check_labels(y: ArrayLike, classes: int) -> None:
-    """Raise if a class id is outside `[0, classes)`; under jit nothing could.
-
-    Args:
-      y: class ids; targets of a floating dtype pass unseen.
-      classes: how many there are.
-
-    Raises:
-      ValueError: naming the first offending index and its value.
-
-    >>> check_labels(np.array([0, 9, 10]), 10)
-    Traceback (most recent call last):
-    ValueError: y[2] is 10, expected a class id from 0 to 9
-    """
-    y = np.asarray(y)
-    if not np.issubdtype(y.dtype, np.integer):
-        return
-    bad = np.argwhere((y < 0) | (y >= classes))
-    if len(bad):
-        first = tuple(bad[0].tolist())
-        raise ValueError(f"y[{', '.join(map(str, first))}] is {y[first]}, expected a class id from 0 to {classes - 1}")
 
 
 def shuffle(key: Array, n: int) -> Array:
@@ -160,15 +108,12 @@ def plan_batches(key: Array, n: int, batch_size: int) -> Batches:
 
 def make_step(
     optimizer: Optimizer,
+    network: Network = Network(),
     *,
     transform: Transform | None = None,
     augment: Augment | None = None,
     masks: MakeMasks | None = None,
     value_and_gradient: Callable[..., tuple[Array, Params]] = value_and_backward,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
-    compute_dtype: DTypeLike | None = None,
     accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """One update from one batch, for loops that bring their own data. Arguments as in `make_epoch`.
@@ -192,14 +137,12 @@ def make_step(
         transform_key, masks_key, augment_key = jax.random.split(key, 3)
         x = transform(transform_key, x)
         if augment:
-            statics = {"hidden": hidden, "output": output, "loss": loss, "compute_dtype": compute_dtype}
-            x, y, sample_weight = augment(augment_key, params, x, y, sample_weight, **statics)
+            x, y, sample_weight = augment(augment_key, params, x, y, sample_weight, network)
         drawn = masks and masks(masks_key, params, x.shape[:-1])
-        network = {"hidden": hidden, "output": output, "masks": drawn, "compute_dtype": compute_dtype}
-        value, grads = value_and_gradient(params, x, y, loss=loss, sample_weight=sample_weight, **network)
+        value, grads = value_and_gradient(params, x, y, network, masks=drawn, sample_weight=sample_weight)
 
         # The same forward pass as in the gradient: in one program, XLA computes it once.
-        correct = is_correct(forward(params, x, **network), y).astype(value.dtype)
+        correct = is_correct(forward(params, x, network, masks=drawn), y).astype(value.dtype)
         return grads, Metrics(value, jnp.average(correct, weights=sample_weight))
 
     passes = one_pass if accumulate == 1 else accumulated(one_pass, accumulate)
@@ -238,7 +181,7 @@ def accumulated(one_pass: Callable[..., Any], parts: int) -> Callable[..., Any]:
             raise ValueError(f"a batch is of {len(x)} samples, expected a multiple of {parts}: it is cut into so many")
         weights = jnp.ones(len(x), jnp.float32) if sample_weight is None else sample_weight
 
-        def cut(a):  # every so-manieth sample: of a batch that lies over many devices, no sample moves to another
+        def cut(a):  # strided: of a batch that lies over many devices, no sample moves to another
             return jnp.swapaxes(a.reshape(-1, parts, *a.shape[1:]), 0, 1)
 
         def add(total, part):
@@ -258,33 +201,26 @@ def accumulated(one_pass: Callable[..., Any], parts: int) -> Callable[..., Any]:
 
 def make_epoch(
     optimizer: Optimizer,
+    network: Network = Network(),
     *,
     batch_size: int,
     transform: Transform | None = None,
     augment: Augment | None = None,
     masks: MakeMasks | None = None,
     value_and_gradient: Callable[..., tuple[Array, Params]] = value_and_backward,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
-    compute_dtype: DTypeLike | None = None,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
     """A whole epoch as one pure function, `epoch(state, key, x, y) -> (state, metrics)`.
 
     Args:
       optimizer: an `Optimizer`, or any optax transformation.
+      network: the activations, the loss, and the dtype of products.
       batch_size: samples per step; the last batch is filled up with samples of weight 0.
       transform: `(key, x) -> x`, applied to each batch on the device, making it floating; by default `scale_pixels`.
-      augment: `(key, params, x, y, sample_weight, hidden=..., output=..., loss=..., compute_dtype=...) -> (x, y,
-        sample_weight)`, a batch for a batch: say `partial(virtual_adversarial, radius=2.0)`; by default none. The
-        metrics are then of the new batch.
+      augment: `(key, params, x, y, sample_weight, network) -> (x, y, sample_weight)`, a batch for a batch: say
+        `partial(virtual_adversarial, radius=2.0)`; by default none. The metrics are then of the new batch.
       masks: `(key, params, batch_shape) -> masks`, say `partial(dropout_masks, rate=0.5)`; by default none.
       value_and_gradient: by default the hand-written one; takes what `value_and_backward` takes.
-      hidden: as in `forward`.
-      output: as in `forward`.
-      loss: as in `objective`.
-      compute_dtype: as in `forward`.
       accumulate: cut each batch into so many parts, gone through one by one in the memory of one; see `accumulated`.
 
     Returns:
@@ -304,22 +240,19 @@ def make_epoch(
     >>> int(state.step)
     3
     """
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     step = make_step(
         optimizer,
+        network,
         transform=transform,
         augment=augment,
         masks=masks,
         value_and_gradient=value_and_gradient,
-        hidden=hidden,
-        output=output,
-        loss=loss,
-        compute_dtype=compute_dtype,
         accumulate=accumulate,
     )
 
     def epoch(state, key, x, y):
-        n = _count_samples(state.params, x, y, loss)
+        n = count_samples(state.params, x, y, network)
         x, y = jnp.asarray(x), jnp.asarray(y)
 
         def of_batch(state, batch):
@@ -330,10 +263,10 @@ def make_epoch(
     return epoch
 
 
-def make_dealt_epoch(
+def make_prebatched_epoch(
     step: Callable[..., tuple[TrainState, Metrics]], *, samples: int
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
-    """An epoch over batches that are already laid out, by `sharding.deal`: nothing is looked up on the device.
+    """An epoch over batches that are already laid out, by `sharding.shard_batches`: nothing is looked up on the device.
 
     Args:
       step: from `make_step`.
@@ -348,7 +281,7 @@ def make_dealt_epoch(
 
     >>> import funcnet
     >>> optimizer = funcnet.sgd(0.1)
-    >>> epoch = jax.jit(make_dealt_epoch(make_step(optimizer), samples=5))
+    >>> epoch = jax.jit(make_prebatched_epoch(make_step(optimizer), samples=5))
     >>> state = init_state(funcnet.init(jax.random.key(0), (4, 3)), optimizer)
     >>> state, metrics = epoch(state, jax.random.key(1), jnp.ones((3, 2, 4)), jnp.zeros((3, 2), jnp.int32))
     >>> int(state.step)
@@ -367,6 +300,25 @@ def make_dealt_epoch(
         return _scan(of_batch, samples, state, plan_batches(key, samples, batch_size), x, y)
 
     return epoch
+
+
+def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` for networks side by side in one program: all at once, but on a CPU, which one keeps busy, in turn.
+
+    Args:
+      fn: any function of arrays, such as an epoch.
+
+    Returns:
+      The function of arguments with one more axis in front, one entry for each network.
+
+    >>> import funcnet
+    >>> params = for_each(lambda key: funcnet.init(key, (4, 3)))(jax.random.split(jax.random.key(0), 5))
+    >>> params[0][0].shape
+    (5, 4, 3)
+    """
+    if jax.default_backend() == "cpu":
+        return lambda *args: jax.lax.map(lambda member: fn(*member), args)
+    return jax.vmap(fn)
 
 
 def _scan(step, n, state, plan, *data) -> tuple[TrainState, Metrics]:
@@ -425,131 +377,6 @@ def first_nonfinite_step(
             return i, good
         good, state = state, new
     return None, good
-
-
-@partial(jax.jit, static_argnames=("batch_size", "transform", "hidden", "output", "compute_dtype"))
-def outputs(
-    params: Params,
-    x: ArrayLike,
-    *,
-    batch_size: int = 1000,
-    transform: Transform | None = None,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    compute_dtype: DTypeLike | None = None,
-) -> Array:
-    """`forward` over many samples, batch by batch, in the memory of one batch.
-
-    Args:
-      params: the network.
-      x: `(N, ...)`.
-      batch_size: static; samples at a time.
-      transform: static; as in `make_epoch`, called with the key `None`.
-      hidden: static; as in `forward`.
-      output: static; as in `forward`.
-      compute_dtype: static; as in `forward`.
-
-    Returns:
-      `(N, K)`.
-
-    Raises:
-      ValueError: a batch size below 1, or what `forward` raises.
-
-    >>> import funcnet
-    >>> outputs(funcnet.init(jax.random.key(0), (4, 3)), np.zeros((2500, 4), np.uint8)).shape
-    (2500, 3)
-    """
-    _check_batch_size(batch_size)
-    x = jnp.asarray(x)
-    n, batch_size = len(x), min(batch_size, len(x))
-    transform = transform or scale_pixels
-
-    def of_batch(start):
-        batch = transform(None, jax.lax.dynamic_slice_in_dim(x, start, batch_size))
-        return forward(params, batch, hidden=hidden, output=output, compute_dtype=compute_dtype)
-
-    def fill(i, out):
-        start = jnp.minimum(i * batch_size, n - batch_size)  # the last batch goes over some samples again
-        return jax.lax.dynamic_update_slice_in_dim(out, of_batch(start), start, 0)
-
-    shape = jax.eval_shape(of_batch, 0)
-    return jax.lax.fori_loop(0, -(-n // batch_size), fill, jnp.zeros((n, *shape.shape[1:]), shape.dtype))
-
-
-def evaluate(
-    params: Params,
-    x: ArrayLike,
-    y: ArrayLike,
-    *,
-    batch_size: int = 1000,
-    transform: Transform | None = None,
-    hidden: Hidden = relu,
-    output: Activation = identity,
-    loss: Loss = softmax_cross_entropy,
-    compute_dtype: DTypeLike | None = None,
-) -> Metrics:
-    """Mean loss and accuracy over a data set. Arguments as in `outputs`, `y` and `loss` as in `objective`.
-
-    Raises:
-      ValueError: `x` and `y` of different lengths, no samples, and, outside jit, a class id out of range.
-
-    >>> import funcnet
-    >>> params = funcnet.init(jax.random.key(0), (4, 3), weights=funcnet.zeros)
-    >>> evaluate(params, jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])).loss
-    Array(1.0986, dtype=float32)
-    """
-    _count_samples(params, x, y, loss)
-    out = outputs(
-        params,
-        x,
-        batch_size=batch_size,
-        transform=transform,
-        hidden=hidden,
-        output=output,
-        compute_dtype=compute_dtype,
-    )
-    return score(out, y, loss=loss)
-
-
-@partial(jax.jit, static_argnames="loss")
-def score(out: Array, y: ArrayLike, *, loss: Loss = softmax_cross_entropy) -> Metrics:
-    """Mean loss and accuracy of outputs that are already there, `(N, K)`. Other arguments as in `objective`.
-
-    >>> score(jnp.zeros((5, 3)), jnp.array([0, 1, 2, 0, 1]))
-    Metrics(loss=Array(1.0986, dtype=float32), accuracy=Array(0.4, dtype=float32))
-    """
-    y, share = targets_and_shares(y, out, loss, None)
-    return Metrics(jnp.sum(share * loss.fn(out, y)), is_correct(out, y).astype(out.dtype).mean())
-
-
-def committee(logits: Array) -> Array:
-    """What several networks say together: the log of the mean of their probabilities, which is logits again.
-
-    Args:
-      logits: of `M` networks, or of one for `M` views of the same samples, `(M, ..., K)`.
-
-    Returns:
-      `(..., K)`, for `softmax_cross_entropy`.
-
-    >>> sure, unsure = jnp.array([0.0, 9.0]), jnp.array([0.0, 0.0])
-    >>> jax.nn.softmax(committee(jnp.stack([sure, unsure])))
-    Array([0.25006, 0.74994], dtype=float32)
-    """
-    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(len(logits))
-
-
-def _count_samples(params, x, y, loss) -> int:
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"x has {len(x)} samples and y {len(y)}, expected as many in both, and at least one")
-    if not isinstance(y, Tracer):
-        K = params[-1][0].shape[1]
-        check_labels(y, 2 if K == 1 and loss is not softmax_cross_entropy else K)  # one logit tells two apart
-    return len(x)
-
-
-def _check_batch_size(batch_size):
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
 
 
 def _take(a, indices):

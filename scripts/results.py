@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import tyro
-from recipes import FREE_TO_CHANGE, RECIPES, Config, read
+from mnist.recipes import RECIPES
+from mnist.settings import FREE_TO_CHANGE, Config, read
 
-from funcnet import count_parameters, io
-from funcnet.mlp import Params
+from funcnet import Params, count_parameters, weights
 
 
 def table(run_dirs: list[Path]) -> str:
@@ -34,7 +34,7 @@ def row(config: Config, run_dirs: list[Path]) -> str:
     minutes = statistics.mean(sum(end["seconds"].values()) for end in finals) / 60
     params = network(run_dirs[0])
     part = "test" if config.test else "validation"
-    times = f"{config.committee} x " if config.committee > 1 else ""
+    times = f"{config.ensemble} x " if config.ensemble > 1 else ""
     widths = "-".join(map(str, (len(params[0][0]), *(len(b) for _, b in params))))
     cells = [config.recipe, times + widths, f"{times}{count_parameters(params):,}", config.epochs, f"{minutes:.1f} min",
              error_rate(finals, part), error_rate(finals, f"{part}, averaged") if config.views > 1 else "",
@@ -59,8 +59,8 @@ def final(run_dir: Path) -> dict:
 
 
 def network(run_dir: Path) -> Params:
-    """The weights of a run, or of the first of its committee."""
-    return io.load_params(sorted(run_dir.glob("weights*.safetensors"))[0])
+    """The weights of a run, or of the first of its ensemble."""
+    return weights.load(min(run_dir.glob("weights*.safetensors")))[0]
 
 
 def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
@@ -75,5 +75,5 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
 if __name__ == "__main__":
     try:
         tyro.cli(main)
-    except (IndexError, KeyError, OSError, ValueError) as error:
+    except (KeyError, OSError, ValueError) as error:
         sys.exit(f"results: {error}")

@@ -24,7 +24,7 @@ def main(address, processes, process, out, data, mesh):
         mesh = sharding.make_mesh(mesh)
         assert mesh.size == jax.device_count() == 2 * int(processes)
         state = sharding.put(state, sharding.state_shardings(state, mesh))
-        batches = sharding.deal(key, x, y, batch_size=128, mesh=mesh)
+        batches = sharding.shard_batches(key, x, y, batch_size=128, mesh=mesh)
     losses = []
     for i, weights in enumerate(np.asarray(plan.weights)):
         state, metrics = step(state, key, batches[0][i], batches[1][i], weights)

@@ -115,6 +115,6 @@ def make_case(seed, sizes, leading, dtype, *, weighted, masked, soft=False):
 def sizes_of(depth):
     # Not narrower: 32 layers of 9 or 16 ReLUs map all samples to nearly one point, their deltas cancel in dW, and the
     # two gradients differ by up to 120 eps of what is left, each as far from the truth in float64 as the other.
-    # Both are wider than the 16 columns up to which `layer_gradient` transposes its product, as in the last layer.
+    # Both are wider than the 16 columns up to which `products.outer_sum` transposes its product, as in the last layer.
     width = 20 if depth <= 4 else 32
     return (6, *[width] * (depth - 1), 4)

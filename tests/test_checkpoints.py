@@ -14,7 +14,7 @@ import pytest
 
 import funcnet
 from funcnet import checkpoints, sharding, training
-from funcnet.regularizers import averaged
+from funcnet.optimizers import averaged
 
 
 def a_state(sizes=(6, 8, 4), dtype=jnp.float32, step=0):

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 import funcnet
-from funcnet import training
+from funcnet import evaluation, training
 from funcnet.distortions import CIRESAN, SIMARD, Distortion, bilinear, distort, source_points, upright
 
 
@@ -38,7 +38,7 @@ def test_bilinear_is_scipy_s(shape):
 def test_no_amount_gives_the_image_back_and_so_does_evaluation(images):
     x = jnp.asarray(images)
     np.testing.assert_allclose(distort(jax.random.key(0), x, amounts=Distortion()), images / 255, atol=1e-5)
-    np.testing.assert_array_equal(distort(None, x), training.scale_pixels(None, x))
+    np.testing.assert_array_equal(distort(None, x), evaluation.scale_pixels(None, x))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from pathlib import Path
 import jax
 import pytest
 
+import funcnet
+
 DOCS = Path(__file__).parent.parent / "scripts" / "docs"
 PAGES = {str(path.relative_to(DOCS / "pages")): path for path in sorted((DOCS / "pages").rglob("*.md"))}
 HEAVY = {"equinox", "flax", "torch"}  # not in the extra `test`
@@ -49,6 +51,12 @@ def test_every_block_of_a_page_runs(page, hooks, tmp_path, monkeypatch):
     if missing and not (os.environ.get("CI") and jax.__version_info__ >= (0, 10)):  # no such Flax for an older jax
         pytest.skip(f"needs {', '.join(missing)}")
     run(blocks, page)
+
+
+def test_the_reference_has_every_module():
+    pages = "\n".join(path.read_text() for name, path in PAGES.items() if name.startswith("api"))
+    named = re.findall(r"^::: funcnet\.(\w+)$", pages, re.MULTILINE)
+    assert sorted(named) == sorted(funcnet._SUBMODULES)
 
 
 def test_the_notebook_runs():

@@ -1,4 +1,4 @@
-"""Optimizers and schedules step by step against optax, and each in the other's place."""
+"""Optimizers step by step against optax, and each in the other's place; averages of parameters."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ import oracle
 import pytest
 
 import funcnet
-from funcnet import optimizers, training
+from funcnet import optimizers, schedules, training
 
 PAIRS = {
     "sgd": (optimizers.sgd(0.1), optax.sgd(0.1)),
@@ -21,7 +21,7 @@ PAIRS = {
     "adam, other constants": (optimizers.adam(1e-2, 0.5, 0.9, 1e-3), optax.adam(1e-2, 0.5, 0.9, 1e-3)),
     "adamw": (optimizers.adamw(1e-2, weight_decay=0.1), optax.adamw(1e-2, weight_decay=0.1)),
     "scheduled": (
-        optimizers.adam(optimizers.cosine(1e-2, total_steps=20)),
+        optimizers.adam(schedules.cosine(1e-2, total_steps=20)),
         optax.adam(optax.cosine_decay_schedule(1e-2, 20)),
     ),
 }
@@ -31,6 +31,12 @@ PAIRS = {
 def promotion_as_optax_needs_it():
     """Optax relies on implicit promotion; ours is run strictly in the other files."""
     with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
         yield
 
 
@@ -120,38 +126,39 @@ def test_half_precision_parameters_are_updated_in_float32(dtype):
         assert all((u == 0).all() for u in jax.tree.leaves(updates))
 
 
-SCHEDULES = {
-    "constant": (optimizers.constant(0.3), optax.constant_schedule(0.3)),
-    "exponential": (
-        optimizers.exponential(0.3, decay_rate=0.5, decay_steps=7),
-        optax.exponential_decay(0.3, 7, 0.5),
-    ),
-    "cosine": (optimizers.cosine(0.3, total_steps=40), optax.cosine_decay_schedule(0.3, 40)),
-    "warm-up": (
-        optimizers.cosine(0.3, total_steps=40, warmup_steps=10, final_lr=0.03),
-        optax.warmup_cosine_decay_schedule(0.0, 0.3, 10, 40, 0.03),
-    ),
-    "one cycle": (optimizers.one_cycle(0.3, total_steps=40), optax.cosine_onecycle_schedule(40, 0.3)),
-}
+def test_adamw_says_that_it_needs_params():
+    optimizer = optimizers.adamw(1.0)
+    with pytest.raises(ValueError, match="adamw: update needs params"):
+        optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_equal_optax(name):
-    ours, theirs = SCHEDULES[name]
-    for step in range(50):
-        value = ours(jnp.asarray(step, jnp.int32))
-        assert value.shape == ()
-        np.testing.assert_allclose(value, theirs(step), rtol=1e-5, atol=1e-8)
+@pytest.mark.usefixtures("strict_promotion")
+def test_the_average_is_the_recursion_s_and_the_run_the_same(problem):
+    params, *data = problem
+    adam = optimizers.adam(0.1)
+    optimizer = optimizers.averaged(adam, 0.7)
+    state, expected = optimizer.init(params), [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    plain, plain_state = params, adam.init(params)
+    for _ in range(5):
+        grads = funcnet.backward(params, *data)
+        updates, state = optimizer.update(grads, state, params)
+        params = optimizers.apply_updates(params, updates)
+        expected = [0.7 * mean + 0.3 * np.asarray(p) for mean, p in zip(expected, jax.tree.leaves(params), strict=True)]
+        updates, plain_state = adam.update(funcnet.backward(plain, *data), plain_state, plain)
+        plain = optimizers.apply_updates(plain, updates)
+    for mean, want in zip(jax.tree.leaves(state.average), expected, strict=True):
+        np.testing.assert_allclose(mean, want, rtol=1e-5, atol=1e-6)
+    for p, q in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(p, q)
 
 
-def test_settings_that_make_no_sense_are_named():
-    for message, call in {
-        "cosine: total_steps is 5, expected more than 5": lambda: optimizers.cosine(1, total_steps=5, warmup_steps=5),
-        "exponential: decay_steps is 0": lambda: optimizers.exponential(1, decay_rate=0.5, decay_steps=0),
-        "one_cycle: warmup is 1.5, expected a fraction": lambda: optimizers.one_cycle(1, total_steps=9, warmup=1.5),
-        "adamw: update needs params": lambda: optimizers.adamw(1.0).update(
-            jnp.ones(2), optimizers.adamw(1.0).init(jnp.ones(2))
-        ),
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            call()
+@pytest.mark.usefixtures("strict_promotion")
+def test_the_average_can_be_donated(problem):
+    """A state that held one buffer twice could not be."""
+    optimizer = optimizers.averaged(optimizers.sgd(0.1), 0.9)
+    params = funcnet.init(jax.random.key(0), (6, 9, 4))  # arrays of JAX: no copy on the way
+    state = training.init_state(params, optimizer)
+    epoch = jax.jit(training.make_epoch(optimizer, batch_size=3), donate_argnums=0)
+    for _ in range(2):
+        state, _ = epoch(state, jax.random.key(0), *(jnp.asarray(a[:7]) for a in problem[1:]))
+    assert int(state.step) == 6

@@ -1,6 +1,8 @@
 """What an import costs, what is public, and that the documentation is true."""
 
 import ast
+import importlib
+import pydoc
 import re
 import subprocess
 import sys
@@ -8,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import funcnet
+
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "funcnet"
 EXTRAS = {
     "optax",
     "orbax",
@@ -23,58 +28,120 @@ EXTRAS = {
     "onnx",
     "hypothesis",
 }
-MODULES = sorted(path.stem for path in (ROOT / "funcnet").glob("[a-z]*.py"))
+# Each imports only those before it; `testing` is a package of its own order.
+ORDER = ["activations", "losses", "initializers", "network", "products", "mlp", "per_sample", "curvature", "schedules",
+         "optimizers", "regularizers", "evaluation", "training", "sharding", "distortions", "extras", "files",
+         "datasets", "weights", "exchange", "checkpoints", "plotting", "testing"]  # fmt: skip
+ORDER_OF_TESTING = ["trees", "report", "ladder", "kinks", "functions", "networks", "__init__", "__main__"]
+INTERNAL = {"extras", "files"}  # modules that only others use
+MODULES = [f"funcnet.{name}" for name in ORDER]
+MODULES += [f"funcnet.testing.{name}" for name in ORDER_OF_TESTING if name != "__init__"]
 
 
-@pytest.mark.parametrize("module", ["funcnet", *(f"funcnet.{name}" for name in MODULES)])
-def test_an_import_pulls_in_no_extra(module):
-    code = f"import sys, {module}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert EXTRAS.isdisjoint(loaded)
-    assert module in loaded
+def source_of(name):
+    path = ROOT / name.replace(".", "/")
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+
+
+def in_a_new_process(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_an_import_pulls_in_no_extra():
+    """Of any module: one after the other in one process, each of them told what the imports so far have loaded."""
+    code = (
+        "import importlib, sys\n"
+        f"for name in {['funcnet', *MODULES]}:\n"
+        "    importlib.import_module(name)\n"
+        f"    print(name, *{EXTRAS} & set(sys.modules), sep=':')"
+    )
+    assert in_a_new_process(code) == ["funcnet", *MODULES]
+
+
+def test_submodules_are_there_without_being_imported():
+    """What `import funcnet` needs not is loaded where it is first used, and is listed before."""
+    code = (
+        "import sys, funcnet\n"
+        "assert 'testing' in dir(funcnet) and 'funcnet.testing' not in sys.modules\n"
+        f"assert set({ORDER}) - {INTERNAL} <= set(dir(funcnet)), dir(funcnet)\n"
+        "funcnet.testing.check_activation; assert 'funcnet.testing' in sys.modules\n"
+        f"print(*(getattr(funcnet, name).__name__ for name in {ORDER} if name not in {INTERNAL}))"
+    )
+    assert in_a_new_process(code) == [f"funcnet.{name}" for name in ORDER if name not in INTERNAL]
+    assert set(funcnet.__all__) <= set(dir(funcnet))
+    with pytest.raises(AttributeError, match="module 'funcnet' has no attribute 'validation'"):
+        _ = funcnet.validation
+
+
+def imported(source, package):
+    """The modules of a package that a source imports: `from package.x import y`, `from package import x`."""
+    found = re.findall(
+        rf"^ *from {package}\.(\w+)[.\w]* import|^ *from {package} import ([\w, ]+)", source, re.MULTILINE
+    )
+    return {name.strip() for a, b in found for name in (a or b).split(",")}
 
 
 def test_arrows_go_one_way():
-    """A module imports only those before it."""
-    order = ["activations", "losses", "initializers", "validation", "mlp", "per_sample", "curvature", "optimizers",
-             "regularizers", "training", "sharding", "distortions", "extras", "datasets", "io", "checkpoints",
-             "plotting", "ladder", "kinks", "testing"]  # fmt: skip
-    assert sorted(order) == MODULES
-    for i, name in enumerate(order):
-        source = (ROOT / "funcnet" / f"{name}.py").read_text()
-        imports = re.findall(r"^from funcnet\.(\w+) import|^from funcnet import (\w+)", source, re.MULTILINE)
-        assert {a or b for a, b in imports} <= set(order[:i])
+    """A module imports only those before it, and so within `testing`."""
+    files = [*(path.stem for path in PACKAGE.glob("[a-z]*.py")), "testing"]
+    assert sorted(ORDER) == sorted(files)
+    assert sorted(ORDER_OF_TESTING) == sorted(path.stem for path in (PACKAGE / "testing").glob("*.py"))
+    for i, name in enumerate(ORDER[:-1]):
+        source = source_of(f"funcnet.{name}")
+        assert imported(source, "funcnet") <= set(ORDER[:i]), name
+        assert not re.search(r"^ *import funcnet", source, re.MULTILINE), name
+    for i, name in enumerate(ORDER_OF_TESTING):
+        source = (PACKAGE / "testing" / f"{name}.py").read_text()
+        assert imported(source, "funcnet") <= set(ORDER), name
+        assert imported(source, r"funcnet\.testing") <= set(ORDER_OF_TESTING[:i]), name
 
 
 def test_no_derivative_rule_is_registered():
-    for path in (ROOT / "funcnet").glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         assert names.isdisjoint({"custom_vjp", "custom_jvp", "defvjp", "defjvp", "custom_gradient"})
 
 
-INTERNAL = {  # of `mlp` and `per_sample`: shared by modules, not for users
-    "prepare", "targets_and_shares", "forward_sweep", "backward_sweep", "layer_inputs", "layer_gradient",
-    "summed_products", "product", "masked", "like", "sweeps"}  # fmt: skip
-NO_EXAMPLE = {"load_mnist", "main", "matrix", "save_case", "write_atomically"}  # they need files, or minutes
+@pytest.mark.parametrize("name", ["funcnet", *MODULES])
+def test_all_says_what_is_public(name):
+    module = importlib.import_module(name)
+    if name.startswith("funcnet.testing.") and not hasattr(module, "__all__"):
+        return  # its public names are those of the package
+    assert len(set(module.__all__)) == len(module.__all__) > 0
+    assert all(hasattr(module, public) for public in module.__all__)
 
 
-def public_functions():
-    for module in sorted(set(MODULES) - {"validation", "extras", "ladder", "kinks"}):  # what these hold is for others
-        for node in ast.parse((ROOT / "funcnet" / f"{module}.py").read_text()).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name not in INTERNAL:
-                yield pytest.param(node, id=f"{module}.{node.name}")
+NO_EXAMPLE = {"load_mnist", "main", "matrix", "save_case"}  # they need files, or minutes
 
 
-@pytest.mark.parametrize("node", [*public_functions()])
-def test_a_public_function_is_documented(node):
-    """One line, an example that is run, and what can go wrong; arguments may be explained by reference to another."""
+def functions():
+    """All functions but private ones, and whether each is public: those of `testing` are what the package offers."""
+    for name in MODULES:
+        module = importlib.import_module(name)
+        public = getattr(module, "__all__", [*funcnet.testing.__all__, "matrix", "main"])
+        for node in ast.parse(source_of(name)).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                yield pytest.param(node, node.name in public, id=f"{name.removeprefix('funcnet.')}.{node.name}")
+
+
+@pytest.mark.parametrize(("node", "public"), [*functions()])
+def test_a_function_is_documented(node, public):
+    """One line; a public one has an example that is run, and says what can go wrong, maybe by reference to another."""
     text = ast.get_docstring(node)
     assert text
     assert text.splitlines()[0].rstrip().endswith((".", ":", "`")), "the first line is not a sentence"
-    if node.name not in NO_EXAMPLE:
-        assert ">>> " in text
-    raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
-    assert not raises or "Raises:" in text or "errors as in" in text.lower()
+    if public:
+        assert ">>> " in text or node.name in NO_EXAMPLE
+        raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+        assert not raises or "Raises:" in text or "errors as in" in text.lower()
+
+
+def test_the_signature_in_the_help_is_one_short_line():
+    text = pydoc.plain(pydoc.render_doc(funcnet.backward))
+    (signature,) = [line for line in text.splitlines() if line.startswith("backward(")]
+    assert "network: 'Network' = Network(), *, masks" in signature
+    assert len(signature) <= 200
+    assert not re.search(r"Activation\(|Loss\(|<function| at 0x", text)
 
 
 def test_types_are_shipped():

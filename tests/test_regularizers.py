@@ -11,7 +11,7 @@ import pytest
 
 import funcnet
 from funcnet import regularizers, training
-from funcnet.optimizers import adam, apply_updates, sgd
+from funcnet.optimizers import adam, apply_updates, averaged, sgd
 
 SIZES = (6, 9, 4)
 
@@ -30,12 +30,23 @@ def test_smooth_labels_are_optax_s():
     assert np.isnan(regularizers.smooth_labels(jnp.array([4, -1]), 4, 0.1)).all()
 
 
+def test_dropout_masks_are_scaled_bernoulli():
+    params = funcnet.init(jax.random.key(0), (100, 200, 10))
+    masks = regularizers.dropout_masks(jax.random.key(1), params, (300,), 0.25, input_rate=0.1)
+    for mask, rate in zip(masks, (0.1, 0.25), strict=True):
+        np.testing.assert_allclose(np.unique(mask), [0, 1 / (1 - rate)], rtol=1e-6)
+        assert (mask == 0).mean() == pytest.approx(rate, abs=0.01)
+    assert regularizers.dropout_masks(jax.random.key(1), params, (), 0.0) == (None, None)
+    with pytest.raises(ValueError, match=r"dropout_masks: rate is 1, expected a number in \[0, 1\)"):
+        regularizers.dropout_masks(jax.random.key(1), params, (), 1)
+
+
 @pytest.mark.parametrize("optimizer", [sgd(1.0), adam(0.5), optax.sgd(1.0)], ids=["sgd", "adam", "optax"])
-def test_max_norm_shortens_columns_and_nothing_else(optimizer, data):
+def test_a_limit_on_weights_shortens_columns_and_nothing_else(optimizer, data):
     params, limit = oracle.network(0, SIZES, np.float32), 1.2
     grads = funcnet.backward(params, *data)
     free, _ = optimizer.update(grads, optimizer.init(params), params)
-    bound = regularizers.max_norm(optimizer, limit)
+    bound = regularizers.limit_weights(optimizer, limit)
     updates, _ = jax.jit(bound.update)(grads, bound.init(params), params)
     new = apply_updates(params, updates)
     shortened = 0
@@ -46,34 +57,17 @@ def test_max_norm_shortens_columns_and_nothing_else(optimizer, data):
         np.testing.assert_allclose(b, b_free, rtol=1e-6)  # one is jitted, the other is not
         shortened += (norms > limit).sum()
     assert 0 < shortened < 13  # some are within, some are not
-    at_rest = regularizers.max_norm(sgd(0.0), limit)
+    at_rest = regularizers.limit_weights(sgd(0.0), limit)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = at_rest.update(zero, at_rest.init(zero), zero)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))  # not NaN
-
-
-def test_the_average_is_the_recursion_s_and_the_run_the_same(data):
-    params, optimizer = oracle.network(0, SIZES, np.float32), regularizers.averaged(adam(0.1), 0.7)
-    state, expected = optimizer.init(params), [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    plain, plain_state = params, adam(0.1).init(params)
-    for _ in range(5):
-        grads = funcnet.backward(params, *data)
-        updates, state = optimizer.update(grads, state, params)
-        params = apply_updates(params, updates)
-        expected = [0.7 * mean + 0.3 * np.asarray(p) for mean, p in zip(expected, jax.tree.leaves(params), strict=True)]
-        updates, plain_state = adam(0.1).update(funcnet.backward(plain, *data), plain_state, plain)
-        plain = apply_updates(plain, updates)
-    for mean, want in zip(jax.tree.leaves(state.average), expected, strict=True):
-        np.testing.assert_allclose(mean, want, rtol=1e-5, atol=1e-6)
-    for p, q in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_array_equal(p, q)
 
 
 def test_wrapped_optimizers_nest_and_vmap(data):
     """Three rates in one program, each as by itself."""
 
     def run(lr):
-        optimizer = regularizers.averaged(regularizers.max_norm(sgd(lr), 1.5), 0.9)
+        optimizer = averaged(regularizers.limit_weights(sgd(lr), 1.5), 0.9)
         state = training.init_state(oracle.network(0, SIZES, np.float32), optimizer)
         epoch = training.make_epoch(optimizer, batch_size=3, masks=partial(regularizers.dropout_masks, rate=0.5))
         state, _ = epoch(state, jax.random.key(1), *map(jnp.asarray, data))
@@ -84,16 +78,6 @@ def test_wrapped_optimizers_nest_and_vmap(data):
     for i, lr in enumerate(rates):
         for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(run(lr)), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
-
-
-def test_the_average_can_be_donated(data):
-    """A state that held one buffer twice could not be."""
-    optimizer = regularizers.averaged(sgd(0.1), 0.9)
-    state = training.init_state(funcnet.init(jax.random.key(0), SIZES), optimizer)  # arrays of JAX: no copy on the way
-    epoch = jax.jit(training.make_epoch(optimizer, batch_size=3), donate_argnums=0)
-    for _ in range(2):
-        state, _ = epoch(state, jax.random.key(0), *map(jnp.asarray, data))
-    assert int(state.step) == 6
 
 
 def kl(p, q):

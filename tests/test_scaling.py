@@ -1,4 +1,4 @@
-"""The arithmetic of `scripts/scaling.py`, against figures worked out by hand."""
+"""The arithmetic of `scripts/benchmarks/scaling.py`, against figures worked out by hand."""
 
 import math
 

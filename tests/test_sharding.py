@@ -19,7 +19,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import funcnet
-from funcnet import sharding, training
+from funcnet import Network, sharding, training
 
 MESHES = {
     "data 8": ("data=8", AxisType.Auto),
@@ -56,7 +56,7 @@ def collectives(compiled):
 @pytest.mark.parametrize("name", MESHES)
 def test_gradients_are_those_of_one_device(name, compute_dtype):
     (params, x, y), arrays = oracle.make_case(0, SIZES, (16,), np.float32, weighted=True, masked=True)
-    backward = jax.jit(partial(funcnet.value_and_backward, compute_dtype=compute_dtype))
+    backward = jax.jit(partial(funcnet.value_and_backward, network=Network(compute_dtype=compute_dtype)))
     value, whole = backward(params, x, y, **arrays)
     mesh, in_sight = laid_out(name)
     with in_sight:
@@ -81,7 +81,8 @@ def test_one_all_reduce_for_the_gradients(name, compute_dtype):
     mesh, in_sight = laid_out(name)
     with in_sight:
         shardings = sharding.state_shardings(state, mesh)
-        step = jax.jit(training.make_step(optimizer, compute_dtype=compute_dtype), out_shardings=(shardings, None))
+        step = training.make_step(optimizer, Network(compute_dtype=compute_dtype))
+        step = jax.jit(step, out_shardings=(shardings, None))
         x, y = rows(mesh, (np.ones((16, 6), np.uint8), np.zeros(16, np.int32)))
         found = collectives(step.lower(sharding.put(state, shardings), jax.random.key(0), x, y).compile())
     leaves = 2 * (len(SIZES) - 1)
@@ -118,9 +119,9 @@ def test_an_epoch_is_the_same_on_every_mesh(name, accumulate):
     mesh, in_sight = laid_out(name)
     with in_sight:
         shardings = sharding.state_shardings(state, mesh)
-        dealt = training.make_dealt_epoch(training.make_step(optimizer, **settings), samples=70)
-        epoch = jax.jit(dealt, out_shardings=(shardings, None))
-        batches = sharding.deal(key, x, y, batch_size=16, mesh=mesh)
+        epoch = training.make_prebatched_epoch(training.make_step(optimizer, **settings), samples=70)
+        epoch = jax.jit(epoch, out_shardings=(shardings, None))
+        batches = sharding.shard_batches(key, x, y, batch_size=16, mesh=mesh)
         compiled = epoch.lower(sharding.put(state, shardings), key, *batches).compile()
         new, sharded_metrics = compiled(sharding.put(state, shardings), key, *batches)
     assert max(oracle.errors_in_eps(new.params, expected.params)) <= 64
@@ -212,11 +213,11 @@ def test_batches_that_are_refused():
     mesh = sharding.make_mesh("data=4")
     for batch_size in (6, 0, -4):
         with pytest.raises(ValueError, match=f"the batch size is {batch_size}, expected a positive multiple of 4"):
-            sharding.deal(jax.random.key(0), np.ones((12, 1)), np.ones(12), batch_size=batch_size, mesh=mesh)
+            sharding.shard_batches(jax.random.key(0), np.ones((12, 1)), np.ones(12), batch_size=batch_size, mesh=mesh)
     for n_x, n_y in ((12, 11), (11, 12), (0, 0)):
         with pytest.raises(ValueError, match=f"there are {n_x} samples in x and {n_y} in y"):
-            sharding.deal(jax.random.key(0), np.ones((n_x, 1)), np.ones(n_y), batch_size=4, mesh=mesh)
-    epoch = training.make_dealt_epoch(training.make_step(funcnet.sgd(0.1)), samples=100)
+            sharding.shard_batches(jax.random.key(0), np.ones((n_x, 1)), np.ones(n_y), batch_size=4, mesh=mesh)
+    epoch = training.make_prebatched_epoch(training.make_step(funcnet.sgd(0.1)), samples=100)
     with pytest.raises(ValueError, match="expected 25 batches of 4 in both, for 100 samples"):
         epoch(None, jax.random.key(0), np.ones((3, 4, 1)), np.ones((3, 4)))
 

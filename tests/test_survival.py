@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import train_mnist
 
-from funcnet import io
+from funcnet import weights
 
 SCRIPT = Path(train_mnist.__file__)
 STARTED = []
@@ -52,8 +52,8 @@ def finish(*arguments, code=0, **options):
     return out, err
 
 
-def weights(run_dir):
-    return [np.asarray(leaf).tobytes() for layer in io.load_params(run_dir / "weights.safetensors") for leaf in layer]
+def bits_of(run_dir):
+    return [np.asarray(leaf).tobytes() for layer in weights.load(run_dir / "weights.safetensors")[0] for leaf in layer]
 
 
 def contents(run_dir):
@@ -111,7 +111,7 @@ def test_killed_at_random_moments(tmp_path, uninterrupted, kills):
         inside += process.returncode == -signal.SIGKILL and bool(half_written() - old)
     assert inside >= kills // 5
     finish("--resume", run_dir)
-    assert weights(run_dir) == weights(uninterrupted)
+    assert bits_of(run_dir) == bits_of(uninterrupted)
     assert without_times(run_dir) == without_times(uninterrupted)
     assert {top for top, *_ in contents(run_dir)} == {top for top, *_ in contents(uninterrupted)}
     assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"37", "38", "39"}
@@ -130,7 +130,7 @@ def test_told_to_stop(tmp_path, uninterrupted):
     assert {path.name for path in run_dir.iterdir()} == {"checkpoints", "config.json", "metrics.jsonl"}
     _, err = finish("--resume", run_dir)
     assert f"going on after {epochs} epochs" in err
-    assert weights(run_dir) == weights(uninterrupted)
+    assert bits_of(run_dir) == bits_of(uninterrupted)
 
 
 def test_ctrl_c_can_be_taken_back(tmp_path, uninterrupted):
@@ -141,7 +141,7 @@ def test_ctrl_c_can_be_taken_back(tmp_path, uninterrupted):
     process.communicate(timeout=100)
     assert process.returncode == 130
     finish("--resume", run_dir)
-    assert weights(run_dir) == weights(uninterrupted)
+    assert bits_of(run_dir) == bits_of(uninterrupted)
     assert contents(run_dir) == contents(uninterrupted)
 
 
@@ -156,8 +156,8 @@ def test_on_another_mesh(tmp_path, uninterrupted):
     assert process.returncode == 75
     finish("--resume", run_dir, "--mesh", "data=2,model=2", devices=4)
     for (W, b), (V, c) in zip(
-        io.load_params(run_dir / "weights.safetensors"),
-        io.load_params(uninterrupted / "weights.safetensors"),
+        weights.load(run_dir / "weights.safetensors")[0],
+        weights.load(uninterrupted / "weights.safetensors")[0],
         strict=True,
     ):
         np.testing.assert_allclose(W, V, atol=1e-3)

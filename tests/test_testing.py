@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +16,14 @@ import oracle
 import pytest
 
 import funcnet
-from funcnet import activations, losses, testing
+from funcnet import Network, activations, losses, testing
 from funcnet.activations import Activation
 from funcnet.losses import Loss
+from funcnet.testing.__main__ import TRANSFORMS, matrix
 
 
 @pytest.fixture(scope="module")
-def network():
+def call():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(7, 4)).astype(np.float32), rng.integers(0, 3, 7).astype(np.int32)
     return oracle.network(0, (4, 5, 5, 3), np.float32), x, y
@@ -29,28 +31,29 @@ def network():
 
 @pytest.mark.parametrize("name", mutants.MUTANTS)
 def test_every_mutant_is_caught(name, dtype):
-    args = mutants.case(mutants.sizes_for(name, (4, 5, 3)), dtype)
-    assert mutants.funcnet_notices(partial(mutants.backward, hooks=mutants.MUTANTS[name]), args)
+    args = mutants.case((4, 5, 3), dtype, name)
+    assert mutants.funcnet_notices(partial(mutants.backward, **mutants.MUTANTS[name]), args)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mutants.MUTANTS)
 def test_every_mutant_is_caught_in_a_large_network(name, dtype):
-    args = mutants.case(mutants.sizes_for(name, (784, 256, 10)), dtype)
-    assert mutants.funcnet_notices(partial(mutants.backward, hooks=mutants.MUTANTS[name]), args)
+    args = mutants.case((784, 256, 10), dtype, name)
+    assert mutants.funcnet_notices(partial(mutants.backward, **mutants.MUTANTS[name]), args)
 
 
 @pytest.mark.parametrize("sizes", [(4, 5, 3), (4, 5, 5, 3), (784, 256, 10)])
-def test_the_right_one_is_not(sizes, dtype):
-    report = testing.check_gradients(mutants.objective, partial(mutants.backward, hooks={}), mutants.case(sizes, dtype))
+def test_the_correct_one_is_not(sizes, dtype):
+    report = testing.check_gradients(mutants.objective, mutants.backward, mutants.case(sizes, dtype))
     assert report.ok, str(report)
     assert report.worst <= 16
 
 
-def test_no_false_alarm_in_a_short_sweep():
-    rejected, seen = false_alarms.run(6, seed=7, draws=3)
-    assert not rejected, "\n".join(str(report) for _, _, report in rejected)
-    assert seen.total() == 6
+def test_no_false_alarm_in_a_short_sweep(capsys):
+    status = false_alarms.main(cases=6, seed=7, draws=3)
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert printed.startswith("0 of 6 correct gradients rejected (seed 7: ")
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -62,8 +65,8 @@ def test_backward_with_everything_passes(leading, masked, dtype):
     arrays = {"sample_weight": rng.uniform(0.5, 1, leading).astype(dtype)}
     if masked:
         arrays["masks"] = tuple((rng.uniform(size=(*leading, n)) < 0.7).astype(dtype) for n in (4, 5))
-    settings = {"hidden": activations.gelu, "output": activations.tanh, "loss": losses.sigmoid_cross_entropy}
-    report = testing.check_backward(params, x, y, **arrays, **settings)
+    network = Network(activations.gelu, activations.tanh, losses.sigmoid_cross_entropy)
+    report = testing.check_backward(params, x, y, network, **arrays)
     assert report.ok, str(report)
     assert [row.leaf for row in report.rows] == [
         *("layer 1 W", "layer 1 b", "layer 2 W", "layer 2 b"),
@@ -73,10 +76,10 @@ def test_backward_with_everything_passes(leading, masked, dtype):
 
 
 @pytest.mark.parametrize("half", [jnp.float16, jnp.bfloat16])
-def test_half_precision_is_judged_by_its_own_eps(half, network):
-    params, x, y = network
+def test_half_precision_is_judged_by_its_own_eps(half, call):
+    params, x, y = call
     assert testing.check_backward(jax.tree.map(lambda p: jnp.asarray(p, half), params), x, y).ok
-    report = testing.check_backward(params, x, y, compute_dtype=half, hidden=activations.tanh)
+    report = testing.check_backward(params, x, y, Network(activations.tanh, compute_dtype=half))
     assert report.ok
     assert f"jax.grad in {np.dtype(half).name}" in report.rows[0].rungs
 
@@ -84,8 +87,8 @@ def test_half_precision_is_judged_by_its_own_eps(half, network):
 def wrong(change):
     """funcnet's backward with a mistake in what it is called with, or in what it gives."""
 
-    def backward(params, x, y, **settings):
-        params, x, y, settings, finish = change(params, x, y, settings)
+    def backward(params, x, y, network=Network(), **arrays):
+        params, x, y, settings, finish = change(params, x, y, {"network": network} | arrays)
         return finish(funcnet.backward(params, x, y, **settings))
 
     return backward
@@ -113,7 +116,7 @@ FLAT = Activation("tanh", jnp.tanh, lambda z, a: jnp.ones_like(z))
             "layer 1 b: .* all entries are the same: summed over the units too",
         ),
         (
-            lambda p, x, y, s: (p, x, y, s | {"hidden": FLAT}, same),
+            lambda p, x, y, s: (p, x, y, s | {"network": Network(FLAT)}, same),
             "exactly what comes out where the derivative of the hidden activation is missing",
         ),
         (lambda p, x, y, s: (p, x, (y + 1) % 3, s, same), "exactly what comes out where the class ids are [+]1 off"),
@@ -134,33 +137,40 @@ FLAT = Activation("tanh", jnp.tanh, lambda z, a: jnp.ones_like(z))
         (lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: g * np.nan, g)), "it is not finite"),
     ],
 )  # fmt: skip
-def test_the_report_says_what_it_looks_like(network, change, said):
-    params, x, y = network
+def test_the_report_says_what_it_looks_like(call, change, said):
+    params, x, y = call
     masks = tuple((np.random.default_rng(n).uniform(size=(7, n)) < 0.7).astype(np.float32) for n in (4, 5, 6))
     arrays = {"masks": (*masks[:2], None), "sample_weight": np.linspace(0.5, 1, 7, dtype=np.float32)}
-    report = testing.check_backward(params, x, y, backward=wrong(change), hidden=activations.tanh, **arrays)
+    report = testing.check_backward(params, x, y, Network(activations.tanh), backward=wrong(change), **arrays)
     assert not report.ok
     assert str(report).startswith("backward: WRONG\n")
     assert re.search(said, str(report)), str(report)
 
 
-def test_an_assertion_is_its_report_and_can_be_run_again(network):
-    params, x, y = network
+def test_an_assertion_is_its_report_and_can_be_run_again(call):
+    params, x, y = call
     broken = [*params[:2], (params[2][0] * np.float32(np.nan), params[2][1])]
-    testing.assert_backward(params, x, y, hidden=activations.leaky_relu(0.3), sample_weight=np.ones(7, np.float32))
+    testing.assert_backward(params, x, y, Network(activations.leaky_relu(0.3)), sample_weight=np.ones(7, np.float32))
     testing.assert_backward(broken, x, y)  # NaN where jax.grad has NaN
     twice = wrong(lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: 2 * g, g)))
     with pytest.raises(AssertionError) as failure:
-        testing.assert_backward(params, x, y, backward=twice, hidden=(activations.leaky_relu(0.3), activations.elu))
+        testing.assert_backward(params, x, y, Network((activations.leaky_relu(0.3), activations.elu)), backward=twice)
     assert "layer 1 W        (4, 5)" in str(failure.value)
     script = Path(re.search(r"to reproduce: python (\S+)", str(failure.value))[1])
     text = script.read_text()
     assert len(text.splitlines()) == 5
-    assert "hidden=(activations.from_name('leaky_relu(0.3)'), activations.from_name('elu'),)" in text
-    assert "backward=..." in text
+    assert "Network(hidden=(leaky_relu(0.3), elu)), backward=..." in text
     script.write_text(text.replace("backward=...", "backward=__import__('funcnet').backward"))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("backward: ok")
+
+
+def test_a_function_of_one_s_own_is_not_taken_for_the_shipped_one_of_its_name(call):
+    network = Network(
+        Activation("relu", jnp.sin, lambda z, a: jnp.cos(z)), loss=replace(losses.squared_error, fn=jnp.dot)
+    )
+    script = testing.save_case(*call, network)
+    assert not re.search(r"\brelu\b|squared_error", script.read_text())
 
 
 def right_hand(slope):
@@ -170,39 +180,39 @@ def right_hand(slope):
 
 
 @pytest.mark.parametrize(("slope", "ok"), [(0.0, True), (1.0, True), (0.5, True), (1.5, False), (-0.5, False)])
-def test_at_a_kink_either_side_is_right_and_nothing_else(slope, ok, network):
+def test_at_a_kink_either_side_is_right_and_nothing_else(slope, ok, call):
     """A unit that is exactly at 0 for two samples of seven."""
-    params, x, y = network
+    params, x, y = call
     x = x.copy()
     x[2] = x[5] = 0
     params = [(params[0][0], params[0][1] * np.array([1, 1, 0, 1, 1], np.float32)), *params[1:]]
 
-    def backward(params, x, y, **settings):
-        return funcnet.backward(params, x, y, **settings | {"hidden": right_hand(slope)})
+    def backward(params, x, y, **arrays):
+        return funcnet.backward(params, x, y, Network(right_hand(slope)), **arrays)
 
-    report = testing.check_backward(params, x, y, backward=backward, hidden=activations.relu)
+    report = testing.check_backward(params, x, y, Network(activations.relu), backward=backward)
     assert report.ok == ok, str(report)
     assert "2 of 7 samples lie within rounding of a kink" in str(report)
     assert ("outside the gradients on the two sides" in str(report)) != ok
     assert bool(report) == ok
 
 
-def test_it_says_how_many_samples_at_kinks_are_judged(network):
-    params, _, _ = network
+def test_it_says_how_many_samples_at_kinks_are_judged(call):
+    params, _, _ = call
     params = [(params[0][0], params[0][1] * np.array([1, 1, 0, 1, 1], np.float32)), *params[1:]]
     x, y = np.zeros((40, params[0][0].shape[0]), np.float32), np.zeros(40, np.int32)
 
-    def backward(params, x, y, **settings):
-        return funcnet.backward(params, x, y, **settings | {"hidden": right_hand(1.5)})
+    def backward(params, x, y, **arrays):
+        return funcnet.backward(params, x, y, Network(right_hand(1.5)), **arrays)
 
-    report = testing.check_backward(params, x, y, backward=backward, hidden=activations.relu)
+    report = testing.check_backward(params, x, y, Network(activations.relu), backward=backward)
     assert not report
     assert "40 of 40 samples lie within rounding of a kink; the first 32 of them are judged one by one" in str(report)
     assert sum(row.leaf.startswith("sample") for row in report.rows) == 32
 
 
-def test_a_mistake_elsewhere_is_found_beside_kinks(network):
-    params, x, y = network
+def test_a_mistake_elsewhere_is_found_beside_kinks(call):
+    params, x, y = call
     x = np.where(np.arange(7)[:, None] == 2, np.float32(0), x)
     params = [(W, b * 0) for W, b in params]
     report = testing.check_backward(
@@ -294,11 +304,12 @@ def test_losses_of_a_user_s():
         "quartic", lambda out, y: ((out - y) ** 4).sum(-1), lambda out, y: 4 * (out - y) ** 3, lambda out: out
     )
     assert testing.check_loss(quartic, class_ids=False).ok
-    assert not testing.check_loss(quartic._replace(delta=lambda out, y: 4.001 * (out - y) ** 3), class_ids=False).ok
-    mixing = quartic._replace(fn=lambda out, y: ((out - y) ** 4).sum(-1) / len(out))
+    assert not testing.check_loss(replace(quartic, delta=lambda out, y: 4.001 * (out - y) ** 3), class_ids=False).ok
+    mixing = replace(quartic, fn=lambda out, y: ((out - y) ** 4).sum(-1) / len(out))
     assert "not one value per sample" in str(testing.check_loss(mixing, class_ids=False))
-    bold = losses.softmax_cross_entropy._replace(
-        fn=lambda out, y: losses.softmax_cross_entropy.fn(out, y if y.ndim > 1 else jnp.clip(y, 0, 4))
+    bold = replace(
+        losses.softmax_cross_entropy,
+        fn=lambda out, y: losses.softmax_cross_entropy.fn(out, y if y.ndim > 1 else jnp.clip(y, 0, 4)),
     )
     assert [row.leaf for row in testing.check_loss(bold).rows if not row.ok] == ["ids out of range"]
 
@@ -315,9 +326,9 @@ def test_trees_are_close_by_their_largest_entries():
 
 
 def test_one_cell_of_the_matrix():
-    f, loss, dtype, cells = next(testing.matrix())
+    f, loss, dtype, cells = next(matrix())
     assert (f, loss, dtype) == ("identity", "softmax_cross_entropy", "float32")
-    assert cells.keys() == set(testing.TRANSFORMS)
+    assert cells.keys() == set(TRANSFORMS)
     assert all(error <= 16 for error in cells.values())
 
 
@@ -329,26 +340,27 @@ def test_batches_of_every_size(n):
         with pytest.raises(ValueError, match="the batch is empty"):
             testing.check_backward(params, x, y)
     else:
-        assert testing.check_backward(params, x, y, hidden=activations.tanh).ok
+        assert testing.check_backward(params, x, y, Network(activations.tanh)).ok
 
 
 @pytest.mark.parametrize("bad", [-1, 3, 1000])
 @pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
-def test_a_bad_label_makes_loss_and_gradient_nan_under_jit(network, loss, bad):
-    params, x, y = network
+def test_a_bad_label_makes_loss_and_gradient_nan_under_jit(call, loss, bad):
+    params, x, y = call
     y = np.where(np.arange(7) == 3, bad, y)
-    value, grads = jax.jit(partial(funcnet.value_and_backward, loss=loss, hidden=activations.tanh))(params, x, y)
+    network = Network(activations.tanh, loss=loss)
+    value, grads = jax.jit(funcnet.value_and_backward)(params, x, y, network)
     assert np.isnan(value)
     assert all(np.isnan(g).all() for g in jax.tree.leaves(grads))
-    by_jax = jax.grad(partial(funcnet.objective, loss=loss, hidden=activations.tanh))(params, x, y)
+    by_jax = jax.grad(funcnet.objective)(params, x, y, network)
     assert np.isnan(by_jax[-1][0]).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_and_inf_in_the_targets_come_through(network, bad):
-    params, x, _ = network
+def test_nan_and_inf_in_the_targets_come_through(call, bad):
+    params, x, _ = call
     y = np.full((7, 3), 0.5, np.float32)
     y[2, 1] = bad
-    value, grads = funcnet.value_and_backward(params, x, y, loss=funcnet.squared_error)
+    value, grads = funcnet.value_and_backward(params, x, y, Network(loss=funcnet.squared_error))
     assert not np.isfinite(value)
     assert not np.isfinite(grads[-1][1][1])

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import processes
-import programs
 import pytest
-import recipes
 import results
 import train_mnist
-from recipes import RECIPES, Config, check, from_command_line
+from mnist import data, processes, program
+from mnist import settings as run_settings
+from mnist.recipes import RECIPES
+from mnist.settings import Config, check, from_command_line
 from train_mnist import train
 
 import funcnet
-from funcnet import io, optimizers, training
+from funcnet import Network, datasets, optimizers, products, training, weights
 from funcnet.distortions import Distortion, upright
 
 SCRIPT = Path(train_mnist.__file__)
@@ -33,12 +33,11 @@ FILES = {"config.json", "confusion.png", "curves.png", "metrics.jsonl", "mistake
 
 
 def with_setting(name, value):
-    return json.dumps(json.loads(recipes.as_json(Config())) | {name: value})
+    return json.dumps(json.loads(run_settings.as_json(Config())) | {name: value})
 
 
-def digits(tmp_path, **settings):
-    settings = {"dataset": "digits", "hidden_sizes": (32,), "epochs": 3, "run_dir": tmp_path / "run"} | settings
-    return Config(**settings)
+def digits(tmp_path, **changes):
+    return Config(**({"dataset": "digits", "hidden_sizes": (32,), "epochs": 3, "run_dir": tmp_path / "run"} | changes))
 
 
 def run(*arguments, cwd, **environment):
@@ -70,10 +69,11 @@ def test_a_run_leaves_everything_behind(tmp_path):
     assert np.trace(result.confusion) / 360 == pytest.approx(result.scores["test"]["accuracy"])
     assert json.loads((result.run_dir / "config.json").read_text())["epochs"] == 20
 
-    x, y = train_mnist.datasets.load_digits().test
-    saved = io.load_params(result.run_dir / "weights.safetensors")
+    x, y = datasets.load_digits().test
+    saved, network = weights.load(result.run_dir / "weights.safetensors")
+    assert network == Network()
     assert training.evaluate(saved, x, y).accuracy == pytest.approx(result.scores["test"]["accuracy"])
-    metadata = io.load_metadata(result.run_dir / "weights.safetensors")
+    metadata = weights.load_metadata(result.run_dir / "weights.safetensors")
     assert (metadata["hidden"], metadata["upright"]) == ("relu", "no")
     table = train_mnist.report(result)
     for part in ("train", "validation", "recall, test", "compile", "samples/s", "weights.safetensors"):
@@ -81,13 +81,13 @@ def test_a_run_leaves_everything_behind(tmp_path):
 
 
 def test_folds_hold_out_every_image_once(tmp_path):
-    x, y = train_mnist.datasets.load_digits().train
-    folds = [train_mnist.load(digits(tmp_path, validation=479, fold=fold))[1] for fold in (2, 1, 0)]
-    for i, whole in enumerate((x, y)):
+    x, y = datasets.load_digits().train
+    folds = [data.load(digits(tmp_path, validation=479, fold=fold)).parts for fold in (2, 1, 0)]
+    for i, whole in ((0, x), (1, x), (2, y)):
         np.testing.assert_array_equal(np.concatenate([fold["validation"][i] for fold in folds]), whole)
     for k, fold in enumerate(folds):
-        np.testing.assert_array_equal(fold["train"][0], np.concatenate([x[: 479 * k], x[479 * (k + 1) :]]))
-        np.testing.assert_array_equal(fold["train"][1], np.concatenate([y[: 479 * k], y[479 * (k + 1) :]]))
+        np.testing.assert_array_equal(fold["train"].images, np.concatenate([x[: 479 * k], x[479 * (k + 1) :]]))
+        np.testing.assert_array_equal(fold["train"].labels, np.concatenate([y[: 479 * k], y[479 * (k + 1) :]]))
 
 
 def test_same_seed_same_bits(tmp_path):
@@ -98,22 +98,40 @@ def test_same_seed_same_bits(tmp_path):
     assert leaves[0] == leaves[1] != leaves[2]
 
 
-@pytest.mark.parametrize(
-    ("float32", "bfloat16", "faster"), [(1.0, 0.5, "bfloat16"), (1.0, 0.9, "float32"), (1.0, 4.0, "float32")]
-)
-def test_products_of_the_faster_dtype(tmp_path, monkeypatch, float32, bfloat16, faster):
+@pytest.mark.parametrize("faster", ["float32", "bfloat16"])
+def test_products_of_the_faster_dtype(tmp_path, monkeypatch, faster):
     """And the run's configuration says which, so that it is repeated to the bit whatever the clock then says."""
-    monkeypatch.setattr(programs, "seconds_of_products", lambda *_: {"float32": float32, "bfloat16": bfloat16})
+    monkeypatch.setattr(products, "bfloat16_is_faster", lambda: faster == "bfloat16")
     chosen = train(digits(tmp_path, compute_dtype="auto", epochs=1))
-    assert recipes.read(chosen.run_dir / "config.json").compute_dtype == faster
+    assert run_settings.read(chosen.run_dir / "config.json").compute_dtype == faster
     given = train(digits(tmp_path, compute_dtype=faster, epochs=1, run_dir=tmp_path / "given"))
     jax.tree.map(np.testing.assert_array_equal, chosen.params, given.params)
 
 
-def test_what_a_product_takes_is_measured():
-    seconds = programs.seconds_of_products("float32", "bfloat16")
-    assert list(seconds) == ["float32", "bfloat16"]
-    assert all(0 < t < 10 for t in seconds.values())
+def test_a_run_is_used_in_another_process_as_the_network_that_it_is(tmp_path):
+    """What was trained with tanh predicts with tanh."""
+    result = train(digits(tmp_path, activation="tanh", hidden_sizes=(32, 16), epochs=10, lr=1e-2))
+    code = (
+        "from funcnet import datasets, training, weights; x, y = datasets.load_digits().test; "
+        f"params, network = weights.load({str(result.run_dir / 'weights.safetensors')!r}); "
+        "print(network, float(training.evaluate(params, x, y, network).accuracy))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert out[0] == "Network(hidden=tanh)"
+    assert float(out[1]) == pytest.approx(result.scores["test"]["accuracy"])
+
+
+def test_views_have_a_key_of_their_own(tmp_path, monkeypatch):
+    """None of them is the key of the start or of the epochs."""
+    drawn = []
+    split = jax.random.split
+    monkeypatch.setattr(jax.random, "split", lambda *args: drawn.append(split(*args)) or drawn[-1])
+    train(digits(tmp_path, epochs=1, views=2, distortion=Distortion(rotation=5.0)))
+    first = {bytes(np.asarray(jax.random.key_data(key))) for key in drawn[0]}
+    views = {bytes(np.asarray(jax.random.key_data(key))) for key in drawn[-1]}
+    assert len(first) == 3
+    assert len(views) == 2
+    assert not first & views
 
 
 @pytest.mark.parametrize(
@@ -123,11 +141,11 @@ def test_what_a_product_takes_is_measured():
         {"hidden_sizes": (32, 16), "activation": "leaky_relu(0.1)", "optimizer": "adamw", "dropout": 0.1},
         {"optimizer": "rmsprop", "schedule": "constant", "compute_dtype": "bfloat16", "input_dropout": 0.1},
         {"epochs": 1, "batch_size": 5000},
-        {"vat_radius": 1.0, "max_norm": 2.0, "label_smoothing": 0.1, "average": 0.9},
-        {"distortion": Distortion(rotation=5.0, alpha=5.0, sigma=2.0), "committee": 2, "average": 0.9},
+        {"vat_radius": 1.0, "weight_limit": 2.0, "label_smoothing": 0.1, "average": 0.9},
+        {"distortion": Distortion(rotation=5.0, alpha=5.0, sigma=2.0), "ensemble": 2, "average": 0.9},
         {"dropout": 0.2, "upright": (0.0,), "mesh": "data=1"},
-        {"committee": 2, "upright": (1.5,), "test": False},
-        {"committee": 2, "upright": (0.0, 1.5), "views": 2, "distortion": Distortion(rotation=5.0)},
+        {"ensemble": 2, "upright": (1.5,), "test": False},
+        {"ensemble": 2, "upright": (0.0, 1.5), "views": 2, "distortion": Distortion(rotation=5.0)},
     ],
     ids=str,
 )
@@ -146,15 +164,11 @@ def test_the_average_is_what_is_saved_and_scored(tmp_path):
 
 def test_a_mesh_of_one_device_is_no_mesh(tmp_path):
     """The compiled epoch holds the same operations, as many of each."""
-    x, y = train_mnist.datasets.load_digits().train
 
     def operations(mesh):
         config, key = digits(tmp_path, dropout=0.1, mesh=mesh), jax.random.key(0)
-        program = programs.build(config, key, (64, 32, 10), (x, y))
-        shardings = (program.shardings, None) if mesh else None
-        epoch = jax.jit(program.epoch, donate_argnums=0, out_shardings=shardings)
-        compiled = epoch.lower(program.state, key, np.float32(1), *program.feed(key)).compile()
-        return Counter(re.findall(r" = .*? ([a-z][a-z-]*)\(", compiled.as_text()))
+        epoch = program.compiled(program.build(config, data.load(config), key), key).epoch
+        return Counter(re.findall(r" = .*? ([a-z][a-z-]*)\(", epoch.as_text()))
 
     assert operations("data=1") == operations("")
     assert operations("")["dot"] == 5
@@ -167,38 +181,38 @@ def test_what_lies_on_several_devices_is_not_saved_with_an_old_jax(tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_committee_is_its_networks_side_by_side(tmp_path):
-    """Each network has weights of its own, and the committee scores by the mean of their probabilities."""
-    result = train(digits(tmp_path, committee=3, epochs=10, lr=1e-2))
+def test_an_ensemble_is_its_networks_side_by_side(tmp_path):
+    """Each network has weights of its own, and the ensemble scores by the mean of their probabilities."""
+    result = train(digits(tmp_path, ensemble=3, epochs=10, lr=1e-2))
     names = [f"weights_{i}.safetensors" for i in (1, 2, 3)]
     assert {path.name for path in result.run_dir.iterdir()} == FILES - {"weights.safetensors"} | set(names)
-    x, y = train_mnist.datasets.load_digits().test
-    p = [funcnet.predict(io.load_params(result.run_dir / name), x.astype(np.float32) / 255) for name in names]
+    x, y = datasets.load_digits().test
+    p = [funcnet.predict(weights.load(result.run_dir / name)[0], x.astype(np.float32) / 255) for name in names]
     assert not np.allclose(p[0], p[1])
     mean = np.mean(np.asarray(p, np.float64), 0)
     assert result.scores["test"]["accuracy"] == pytest.approx((mean.argmax(1) == y).mean())
     assert result.scores["test"]["loss"] == pytest.approx(-np.log(mean[np.arange(360), y]).mean(), rel=1e-4)
 
 
-def test_each_of_a_committee_may_see_images_of_a_width_of_its_own(tmp_path):
+def test_each_of_an_ensemble_may_see_images_of_a_width_of_its_own(tmp_path):
     """What a run scores is what its weights, with the widths beside them, say of images made so by hand."""
-    result = train(digits(tmp_path, committee=2, upright=(0.0, 1.2), epochs=10, lr=1e-2))
-    x, y = train_mnist.datasets.load_digits().test
+    result = train(digits(tmp_path, ensemble=2, upright=(0.0, 1.2), epochs=10, lr=1e-2))
+    x, y = datasets.load_digits().test
     p = []
     for i, width in ((1, None), (2, 1.2)):
         path = result.run_dir / f"weights_{i}.safetensors"
-        assert io.load_metadata(path)["upright"] == str(width or "own width")
+        assert weights.load_metadata(path)["upright"] == str(width or "own width")
         seen = np.asarray(upright(x, width=width, image_shape=(8, 8)))
         assert (seen != x).mean() > 0.1
-        p.append(funcnet.predict(io.load_params(path), seen.astype(np.float32) / 255))
+        p.append(funcnet.predict(weights.load(path)[0], seen.astype(np.float32) / 255))
     mean = np.mean(np.asarray(p, np.float64), 0)
     assert result.scores["test"]["loss"] == pytest.approx(-np.log(mean[np.arange(360), y]).mean(), rel=1e-4)
     assert result.scores["test"]["accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("widths", [(), (0.0, 1.2)])
-def test_a_committee_whose_loss_is_not_finite_names_the_step(widths, tmp_path):
-    config = digits(tmp_path, committee=2, optimizer="sgd", lr=1e12, schedule="constant", upright=widths)
+def test_an_ensemble_whose_loss_is_not_finite_names_the_step(widths, tmp_path):
+    config = digits(tmp_path, ensemble=2, optimizer="sgd", lr=1e12, schedule="constant", upright=widths)
     with pytest.raises(FloatingPointError, match=r"in epoch 1, first at its step \d+, counted from 0"):
         train(config)
     assert {"weights_1.safetensors", "weights_2.safetensors"} <= {path.name for path in config.run_dir.iterdir()}
@@ -206,7 +220,7 @@ def test_a_committee_whose_loss_is_not_finite_names_the_step(widths, tmp_path):
 
 def test_a_run_is_repeated_from_its_config(tmp_path):
     """Every kind of setting survives the file, and the weights come out with the same bits."""
-    settings = {"distortion": Distortion(rotation=5.0), "dropout": 0.1, "average": 0.5, "committee": 2, "seed": 3}
+    settings = {"distortion": Distortion(rotation=5.0), "dropout": 0.1, "average": 0.5, "ensemble": 2, "seed": 3}
     settings["upright"] = (0.0, 1.5)
     first = train(digits(tmp_path, **settings))
     again = from_command_line(["--repeat", str(first.run_dir / "config.json"), "--run-dir", str(tmp_path / "again")])
@@ -318,7 +332,7 @@ def test_what_is_not_finite_stops_the_run_with_the_last_good_weights(tmp_path, s
     message = rf"the loss is {what}.*; the last good weights are in .*run; try a smaller --lr than {lr}"
     with pytest.raises(FloatingPointError, match=message):
         train(config)
-    saved = io.load_params(config.run_dir / "weights.safetensors")
+    saved = weights.load(config.run_dir / "weights.safetensors")[0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
 
 
@@ -384,15 +398,12 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_mnist, "as_floats", interrupted)
-    state = training.init_state([(np.ones((2, 3), np.float32), np.ones(3, np.float32))], optimizers.sgd(0.1))
-    program = train_mnist.Program(
-        state, None, lambda *args: (None, None), lambda key: (None, None), None, None, jax.device_put
-    )
     config, key = digits(tmp_path), jax.random.key(0)
+    whole = data.load(config)
+    state = training.init_state([(np.ones((2, 3), np.float32), np.ones(3, np.float32))], optimizers.sgd(0.1))
+    never = program.build(config, whole, key)._replace(state=state, epoch=lambda *args: (None, None))
     with train_mnist.checkpoints.open_folder(tmp_path / "checkpoints") as folder:
-        state, history, stopped = train_mnist.fit(
-            config, program, key, ([0], [0]), None, tmp_path, folder, lambda done: False
-        )
+        state, history, stopped = train_mnist.fit(config, whole, never, key, None, tmp_path, folder, lambda done: False)
     assert (history, stopped) == ([], True)
     np.testing.assert_array_equal(state.params[0][0], np.ones((2, 3)))
 
@@ -410,7 +421,7 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ({"hidden_sizes": (-3,)}, "--hidden-sizes has -3, expected at least 1"),
         ({"upright": (-3.0,)}, r"--upright has -3\.0, expected a positive number of pixels, or 0 for"),
         (
-            {"upright": (3.0, 4.0), "committee": 3},
+            {"upright": (3.0, 4.0), "ensemble": 3},
             r"--upright has 2 widths, \(3\.0, 4\.0\), expected one, such as 0, or one",
         ),
         ({"views": 4}, "--views is 4 and --soft-finish 0.0, but without a --distortion all views and epochs are the"),
@@ -448,7 +459,7 @@ def test_run_folders_that_cannot_be_used(tmp_path):
 def test_without_mnist_it_says_so_in_one_line_and_takes_the_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("FUNCNET_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(train_mnist.datasets, "MIRRORS", ("http://127.0.0.1:9/",))
+    monkeypatch.setattr(datasets, "MIRRORS", ("http://127.0.0.1:9/",))
     result = train(digits(tmp_path, dataset="auto"))
     said = [line for line in capsys.readouterr().err.splitlines() if "MNIST was neither" in line]
     assert said == [

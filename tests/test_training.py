@@ -10,7 +10,7 @@ import oracle
 import pytest
 
 import funcnet
-from funcnet import activations, training
+from funcnet import Network, activations, evaluation, training
 from funcnet.optimizers import adam, sgd
 from funcnet.regularizers import dropout_masks
 
@@ -83,7 +83,7 @@ def test_one_trace_for_a_whole_run_with_donation(data):
 
     def transform(key, x):
         traces.append(x.shape)
-        return training.scale_pixels(key, x)
+        return evaluation.scale_pixels(key, x)
 
     epoch = jax.jit(training.make_epoch(sgd(0.1), batch_size=5, transform=transform), donate_argnums=0)
     state = jax.tree.map(jnp.array, fresh_state(sgd(0.1)))
@@ -151,23 +151,6 @@ def test_masks_and_transform_are_fresh_in_every_step(data):
     assert max(oracle.errors_in_eps(state.params, plain.params)) > 1e3
 
 
-@pytest.mark.parametrize("size", [1, 5, 23, 1000])
-@pytest.mark.parametrize("loss", funcnet.losses.SHIPPED, ids=lambda loss: loss.name)
-def test_evaluation_is_the_mean_whatever_the_batch_size(data, size, loss):
-    x, y = data
-    params = oracle.network(0, (6, 9, 4), np.float32)
-    metrics = training.evaluate(params, x, y, batch_size=size, loss=loss, hidden=activations.tanh)
-    assert metrics.loss == pytest.approx(oracle.objective(params, x / 255.0, y, "tanh", loss.name), rel=1e-5)
-    assert metrics.accuracy == pytest.approx((oracle.forward(params, x / 255.0, "tanh").argmax(1) == y).mean())
-
-
-def test_who_is_right():
-    out = jnp.array([[1.0], [-1.0], [2.0]])
-    assert training.is_correct(out, jnp.array([1, 1, 0])).tolist() == [True, False, False]
-    assert training.is_correct(out, jnp.array([[1.0], [0.0], [0.9]])).tolist() == [True, True, True]
-    assert training.is_correct(jnp.array([[0.0, 1.0]]), jnp.array([[0.2, 0.7]])).tolist() == [True]
-
-
 def test_a_full_batch_is_gradient_descent(data):
     x, y = data
     state, _ = jax.jit(training.make_epoch(sgd(0.5), batch_size=len(x)))(fresh_state(sgd(0.5)), jax.random.key(0), x, y)
@@ -224,32 +207,45 @@ def test_bad_batch_size_is_named(data, size):
         training.evaluate(fresh_state(sgd(0.1)).params, *data, batch_size=size)
 
 
-@pytest.mark.parametrize(
-    ("y", "message"),
-    [
-        (
-            np.zeros((23, 1), np.int32),
-            r"y has dtype int32, so it holds class ids, and shape \(23, 1\), expected \(23,\)",
-        ),
-        (np.zeros(23, np.float32), r"y has dtype float32, so it holds targets, and shape \(23,\), expected \(23, 4\)"),
-        (np.zeros(23, bool), "y has dtype bool, expected an integer dtype"),
-    ],
-)
-def test_evaluation_checks_targets_as_the_objective_does(data, y, message):
-    with pytest.raises(ValueError, match=message):
-        training.evaluate(fresh_state(sgd(0.1)).params, data[0], y)
-
-
-def test_one_logit_has_two_classes_and_one_softmax_class_one():
-    params, x = oracle.network(0, (6, 1), np.float32), np.ones((2, 6), np.float32)
-    assert np.isfinite(training.evaluate(params, x, np.array([0, 1]), loss=funcnet.sigmoid_cross_entropy).loss)
-    with pytest.raises(ValueError, match=r"y\[1\] is 1, expected a class id from 0 to 0"):
-        training.evaluate(params, x, np.array([0, 1]))
-
-
 def test_a_bad_label_under_jit_makes_the_loss_nan(data):
     x, y = data
     _, metrics = jax.jit(training.make_epoch(sgd(0.1), batch_size=5))(
         fresh_state(sgd(0.1)), jax.random.key(0), x, np.where(y == 3, 4, y)
     )
     assert np.isnan(metrics.loss)
+
+
+def test_the_network_reaches_all_that_a_step_calls(data):
+    """An augment and a gradient of one's own get it as `make_step` does."""
+    network, seen = Network(activations.tanh, loss=funcnet.squared_error), []
+
+    def augment(key, params, x, y, sample_weight, network):
+        seen.append(("augment", network, sample_weight is None))
+        return x, y, sample_weight
+
+    def gradient(params, x, y, network, *, masks, sample_weight):
+        seen.append(("gradient", network, masks is None, sample_weight is None))
+        return funcnet.value_and_backward(params, x, y, network, masks=masks, sample_weight=sample_weight)
+
+    x, y = data[0][:20], data[1][:20]
+    state, metrics = fresh_state(sgd(0.1)), []
+    for settings in ({}, {"augment": augment, "value_and_gradient": gradient}):
+        epoch = jax.jit(training.make_epoch(sgd(0.1), network, batch_size=20, **settings))
+        new, (loss, _) = epoch(state, jax.random.key(0), x, y)
+        metrics.append((loss, new.params))
+    assert seen == [("augment", network, True), ("gradient", network, True, True)]
+    assert metrics[0][0] == pytest.approx(
+        oracle.objective(state.params, x / 255.0, y, "tanh", "squared_error"), rel=1e-5
+    )
+    assert max(oracle.errors_in_eps(*metrics)) <= 16
+
+
+def test_networks_side_by_side_are_each_as_by_itself(data):
+    def run(key):
+        state = training.init_state(funcnet.init(key, (6, 9, 4)), sgd(0.1))
+        return training.make_epoch(sgd(0.1), batch_size=5)(state, key, *data)[0].params
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    many, alone = jax.jit(training.for_each(run))(keys), jax.jit(run)
+    for i, key in enumerate(keys):
+        assert max(oracle.errors_in_eps(jax.tree.map(lambda leaf, i=i: leaf[i], many), alone(key))) <= 16

@@ -1,14 +1,17 @@
-"""The five from-scratch networks: what each script says, and each network once more in plain NumPy.
+"""The first script and the five from-scratch networks: what each says, and each network once more in plain NumPy.
 
 The NumPy is in the tutorials' own convention (samples are columns, `W` is `(n_out, n_in)`, gradients are sums over the
 batch) and shares nothing with funcnet.
 """
+
+import re
 
 import any_loss
 import forward_pass
 import jax
 import jax.numpy as jnp
 import maximum_likelihood
+import mnist_from_scratch
 import numpy as np
 import oracle
 import pytest
@@ -16,7 +19,7 @@ import ten_hidden_units
 import three_tasks
 
 import funcnet
-from funcnet import activations, losses, testing
+from funcnet import Network, activations, datasets, losses, testing, training
 
 # The oracle: (f, f') and (loss, d loss / d a_L) of columns, a chain of layers, gradients summed over the batch.
 
@@ -83,8 +86,8 @@ def test_the_numpy_network_agrees(name, x64):
     K = sizes[-1]
     y = np.eye(K)[rng.integers(0, K, n)] if K > 1 else rng.integers(0, 2, (n, 1)).astype(float)
     by_name = {f.name: f for f in (*activations.SHIPPED, any_loss.softsign)}
-    settings = {"hidden": by_name[hidden], "output": by_name[output],
-                "loss": {**{f.name: f for f in losses.SHIPPED}, "log_cosh": any_loss.log_cosh}[loss]}  # fmt: skip
+    loss_by_name = {f.name: f for f in (*losses.SHIPPED, any_loss.log_cosh)}
+    network = Network(by_name[hidden], by_name[output], loss_by_name[loss])
     layers = [(W.T.copy(), b.copy()) for W, b in params]
     rate = 0.1 / n
 
@@ -94,20 +97,53 @@ def test_the_numpy_network_agrees(name, x64):
 
     for step in range(10):
         out, total, grads = numpy_pass(layers, x.T, y.T, hidden, output, loss)
-        close(funcnet.forward(params, x, hidden=by_name[hidden], output=by_name[output]), out.T)
-        close(n * funcnet.objective(params, x, y, **settings), total)
-        for (dW, db), (dW_numpy, db_numpy) in zip(
-            any_loss.summed_gradient(params, x, y, **settings), grads, strict=True
-        ):
+        close(funcnet.forward(params, x, network), out.T)
+        close(n * funcnet.objective(params, x, y, network), total)
+        summed = any_loss.summed_gradient(params, x, y, network)
+        for (dW, db), (dW_numpy, db_numpy) in zip(summed, grads, strict=True):
             if step == 0:
                 close(dW, dW_numpy.T)
                 close(db, db_numpy)
         layers = [(W - rate * dW, b - rate * db) for (W, b), (dW, db) in zip(layers, grads, strict=True)]
-        by_hand = funcnet.backward(params, x, y, **settings)
+        by_hand = funcnet.backward(params, x, y, network)
         params = [(W - 0.1 * dW, b - 0.1 * db) for (W, b), (dW, db) in zip(params, by_hand, strict=True)]
     for (W, b), (W_numpy, b_numpy) in zip(params, layers, strict=True):
         close(W, W_numpy.T)
         close(b, b_numpy)
+
+
+# The first script.
+
+
+def test_mnist_from_scratch_learns_the_digits_where_mnist_cannot_be_had(monkeypatch, capsys):
+    def nowhere():
+        raise datasets.MnistNotFoundError("nowhere")
+
+    monkeypatch.setattr(datasets, "load_mnist", nowhere)
+    mnist_from_scratch.main()
+    said, *lines = capsys.readouterr().out.splitlines()
+    assert said.startswith("MNIST cannot be had here")
+    rows = [re.fullmatch(r"epoch +(\d+): loss ([\d.]+), test accuracy ([\d.]+)%", line).groups() for line in lines]
+    assert [int(number) for number, _, _ in rows] == list(range(1, 11))
+    assert (np.diff([float(loss) for _, loss, _ in rows]) < 0).all()
+    assert float(rows[-1][2]) > 94
+
+
+def test_its_step_is_gradient_descent():
+    params = funcnet.init(jax.random.key(0), (4, 5, 3))
+    x, y = jax.random.normal(jax.random.key(1), (7, 4)), jnp.arange(7) % 3
+    optimizer = funcnet.sgd(0.5)
+    state, metrics = training.make_step(optimizer)(training.init_state(params, optimizer), jax.random.key(0), x, y)
+    new, loss = mnist_from_scratch.step(params, x, y)
+    testing.assert_tree_close(new, state.params)
+    testing.assert_tree_close(loss, metrics.loss)
+
+
+@pytest.mark.mnist
+@pytest.mark.slow
+def test_mnist_from_scratch_gets_98_percent(mnist, capsys):
+    mnist_from_scratch.main()
+    assert float(re.search(r"accuracy ([\d.]+)%\n\Z", capsys.readouterr().out)[1]) > 97.8
 
 
 # 1. The forward pass.
@@ -154,7 +190,7 @@ def test_parameter_counts():
 def test_the_task_is_in_the_loss_alone():
     for name, (sizes, loss) in three_tasks.TASKS.items():
         x = jax.random.normal(jax.random.key(1), (3, sizes[0]))
-        p = funcnet.predict(funcnet.init(jax.random.key(0), sizes), x, loss=loss)
+        p = funcnet.predict(funcnet.init(jax.random.key(0), sizes), x, Network(loss=loss))
         assert p.shape == (3, sizes[-1])
         if name != "regression":
             assert ((p > 0) & (p < 1)).all()
@@ -170,7 +206,7 @@ def test_the_published_xor_is_none(x64):
     p = three_tasks.xor_probabilities(three_tasks.PUBLISHED_XOR)
     np.testing.assert_allclose(p, [1 / (1 + np.exp(0.5)), 0.5, 0.5, 0.5], rtol=1e-7)
     assert round(float(p[0]), 3) == 0.378
-    for params in (three_tasks.RIGHT_XOR, three_tasks.learn_xor()):
+    for params in (three_tasks.CORRECT_XOR, three_tasks.learn_xor()):
         np.testing.assert_array_equal(three_tasks.xor_probabilities(params) > 0.5, [0, 1, 1, 0])
 
 
@@ -194,16 +230,18 @@ def test_the_new_activation_and_loss_are_right():
     assert testing.check_activation(any_loss.softsign).ok
     assert testing.check_loss(any_loss.log_cosh, class_ids=False).ok
     x, y = any_loss.data()
-    testing.assert_backward(funcnet.init(jax.random.key(0), any_loss.SIZES), x[:16], y[:16], **any_loss.SETTINGS)
+    testing.assert_backward(funcnet.init(jax.random.key(0), any_loss.SIZES), x[:16], y[:16], any_loss.ROBUST)
 
 
 def test_the_new_loss_minds_outliers_less():
     x, y = any_loss.data()
     wave = jnp.sin(2 * x)
-    robust, plain = (any_loss.fit(x, y, settings) for settings in (any_loss.SETTINGS, any_loss.SQUARED))
-    assert robust[1][-1] < 0.5 * robust[1][0]
-    near = any_loss.distance(funcnet.predict(robust[0], x, **any_loss.SETTINGS), wave)
-    assert near < 0.75 * any_loss.distance(funcnet.predict(plain[0], x, **any_loss.SQUARED), wave)
+    distances = []
+    for network in (any_loss.ROBUST, any_loss.SQUARED):
+        params, losses = any_loss.fit(x, y, network)
+        assert losses[-1] < 0.5 * losses[0]
+        distances.append(float(jnp.sqrt(jnp.mean((funcnet.predict(params, x, network) - wave) ** 2))))
+    assert distances[0] < 0.75 * distances[1]
 
 
 # 4. Ten hidden units.
@@ -241,8 +279,8 @@ def test_logistic_regression_is_a_network():
 def test_the_checked_network_of_maximum_likelihood():
     params = funcnet.init(jax.random.key(0), (500, 100, 50, 40, 10))
     x, y = jax.random.normal(jax.random.key(2), (16, 500)), jnp.arange(16) % 10
-    np.testing.assert_allclose(funcnet.predict(params, x, hidden=funcnet.tanh).sum(-1), 1, rtol=1e-6)
-    report = testing.check_backward(params, x, y, hidden=funcnet.tanh)
+    np.testing.assert_allclose(funcnet.predict(params, x, Network(funcnet.tanh)).sum(-1), 1, rtol=1e-6)
+    report = testing.check_backward(params, x, y, Network(funcnet.tanh))
     assert report.ok
     assert [row.leaf for row in report.rows[:8]] == [f"layer {l} {leaf}" for l in range(1, 5) for leaf in "Wb"]
 

@@ -1,0 +1,321 @@
+"""`Network`, and the checks and casts of a call's arguments.
+
+Shapes and dtypes are checked while tracing, so the checks are free at run time. Every message names the argument, what
+came and what was expected; for parameters also the layer. Values (labels in range, NaN) cannot be seen while tracing:
+`losses` turns a bad label into NaN, and `check_labels` looks at labels before training starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from math import prod
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from funcnet.activations import Activation, identity, relu
+from funcnet.losses import Loss, is_class_ids, softmax_cross_entropy
+
+__all__ = ["Masks", "Network", "Params", "check_labels", "count_parameters", "summary"]
+
+Params = list[tuple[Array, Array]]  # [(W_1, b_1), ..., (W_L, b_L)]
+Masks = Sequence[Array | None]  # L of them: masks[l] multiplies a_l, l = 0 .. L-1
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True, repr=False)
+class Network:
+    """All that is static about a network: one value, passed to every function that needs any of it.
+
+    It is compared and hashed by value, and has no leaves. So `jit`, `vmap`, `grad` and `scan` take it as any argument,
+    and equal ones share one trace. It can be pickled if its activations and loss can.
+
+    Attributes:
+      hidden: one `Activation` for all hidden layers, or a sequence of `L - 1`, kept as a tuple.
+      output: the `Activation` of the last layer. Softmax is not one: it is in the loss, on logits.
+      loss: the `Loss`.
+      compute_dtype: the dtype of the factors of matrix products, say bfloat16; by default that of all the rest. Sums,
+        deltas and parameters stay as they are.
+
+    Raises:
+      ValueError: a field that is no `Activation`, `Loss` or floating dtype.
+
+    >>> Network(hidden=[relu, identity]), Network() == Network(relu)
+    (Network(hidden=(relu, identity)), True)
+    """
+
+    hidden: Activation | Sequence[Activation] = relu
+    output: Activation = identity
+    loss: Loss = softmax_cross_entropy
+    compute_dtype: DTypeLike | None = None
+
+    def __post_init__(self):
+        """Check the fields; make a list a tuple and a name a dtype, so that equal networks compare equal."""
+        if isinstance(self.hidden, list):
+            object.__setattr__(self, "hidden", tuple(self.hidden))
+        many = isinstance(self.hidden, tuple)
+        for l, f in enumerate(self.hidden if many else (self.hidden,)):
+            _check_activation(f"hidden[{l}]" if many else "hidden", f)
+        _check_activation("output", self.output)
+        if not isinstance(self.loss, Loss):
+            raise ValueError(f"loss is {_describe(self.loss)}, expected a Loss")
+        if self.compute_dtype is not None:
+            object.__setattr__(self, "compute_dtype", _floating_dtype(self.compute_dtype))
+
+    def __repr__(self) -> str:
+        """What differs from the default, as it is written in Python."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["compute_dtype"] = values["compute_dtype"] and values["compute_dtype"].name
+        told = [f"{field.name}={values[field.name]!r}" for field in fields(self) if values[field.name] != field.default]
+        return f"Network({', '.join(told)})"
+
+    def activations(self, L: int) -> tuple[Activation, ...]:
+        """The activations of `L` layers, in order.
+
+        Raises:
+          ValueError: `hidden` does not hold `L - 1` activations.
+
+        >>> Network().activations(3)
+        (relu, relu, identity)
+        """
+        hidden = self.hidden if isinstance(self.hidden, tuple) else (self.hidden,) * (L - 1)
+        if len(hidden) != L - 1:
+            raise ValueError(f"hidden is {_describe(hidden)}, expected an Activation or {L - 1} of them, one for each "
+                             f"hidden layer of {L} layers")  # fmt: skip
+        return (*hidden, self.output)
+
+
+def count_parameters(params: Params) -> int:
+    """How many numbers there are in all `W` and `b`.
+
+    >>> import funcnet
+    >>> count_parameters(funcnet.init(jax.random.key(0), (4, 8, 1)))
+    49
+    """
+    check_params(params)
+    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def summary(params: Params) -> str:
+    """The network as a table, one row per layer.
+
+    >>> import funcnet
+    >>> print(summary(funcnet.init(jax.random.key(0), (784, 128, 10))))
+    layer           W        b  parameters
+        1  (784, 128)   (128,)     100,480
+        2   (128, 10)    (10,)       1,290
+    total              float32     101,770
+    """
+    check_params(params)
+    rows = [(str(l), str(W.shape), str(b.shape), f"{W.size + b.size:,}") for l, (W, b) in enumerate(params, 1)]
+    rows = [
+        ("layer", "W", "b", "parameters"),
+        *rows,
+        ("total", "", str(params[0][0].dtype), f"{count_parameters(params):,}"),
+    ]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+# A call, checked and cast.
+
+
+def prepared(params, x, network, masks) -> tuple[Array, list[tuple[Array, Array, Activation, Array | None]]]:
+    """A call's arguments, checked and cast: `a_0`, and the chain of layers, `(W, b, f, mask)` each.
+
+    `W` has the dtype of products, all the rest that of the computation: float32 at least.
+    """
+    check_params(params)
+    check_network(network)
+    x = jnp.asarray(x)
+    check_input(params, x)
+    activations = network.activations(len(params))
+    masks = check_masks(masks, [W.shape[0] for W, _ in params], x.shape[:-1])
+    dtype = computed_in(params)
+    weights = cast(params, network)
+    masks = [None if mask is None else mask.astype(dtype) for mask in masks]
+    chain = [(W, b, f, mask) for (W, b), f, mask in zip(weights, activations, masks, strict=True)]
+    return x.astype(dtype), chain
+
+
+def cast(params, network) -> list[tuple[Array, Array]]:
+    """Parameters as a pass takes them: `W` in the dtype of products, `b` in that of the sums."""
+    dtype = computed_in(params)
+    return [(W.astype(network.compute_dtype or dtype), b.astype(dtype)) for W, b in params]
+
+
+def computed_in(params) -> np.dtype:
+    """The dtype of a computation: that of the parameters, but float32 at least."""
+    return np.dtype(np.float64 if params[0][0].dtype == np.float64 else np.float32)
+
+
+def targets_and_shares(y, out, sample_weight) -> tuple[Array, Array]:
+    """The targets, checked and in the dtype of the output, and the part `(...)` of each sample in the mean."""
+    batch_shape, K = out.shape[:-1], out.shape[-1]
+    y = jnp.asarray(y)
+    check_targets(y, batch_shape, K)
+    y = y if is_class_ids(y) else y.astype(out.dtype)
+    if sample_weight is None:
+        return y, jnp.full(batch_shape, 1 / prod(batch_shape), out.dtype)
+    w = jnp.asarray(sample_weight)
+    check_sample_weight(w, batch_shape)
+    w = w.astype(out.dtype)
+    return y, w / jnp.sum(w)
+
+
+def like(params, grads) -> Params:
+    """`grads` in the structure of `params` (a layer may be a list or a named tuple), and in its dtype."""
+    dtype = params[0][0].dtype
+    return jax.tree.unflatten(jax.tree.structure(params), [g.astype(dtype) for g in jax.tree.leaves(grads)])
+
+
+# The checks.
+
+
+def _is_floating(a: Array) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.floating)
+
+
+def _check_activation(name: str, f: Any) -> None:
+    if not isinstance(f, Activation):
+        hint = (
+            ": a function alone has no derivative (and leaky_relu is called: leaky_relu(0.01))" if callable(f) else ""
+        )
+        raise ValueError(f"{name} is {_describe(f)}, expected an Activation{hint}")
+
+
+def _floating_dtype(dtype: Any) -> np.dtype:
+    try:
+        floating = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(f"compute_dtype is {dtype!r}, expected a floating dtype, e.g. 'bfloat16'")
+    return jnp.dtype(dtype)
+
+
+def check_network(network: Any) -> None:
+    """Check that `network` is a `Network`, and that its dtype is switched on."""
+    if not isinstance(network, Network):
+        hint = f": Network(hidden={network!r})" if isinstance(network, Activation) else ""
+        raise ValueError(f"network is {_describe(network)}, expected a Network{hint}")
+    dtype = network.compute_dtype
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"compute_dtype is {dtype}, which JAX would make float32: set jax_enable_x64 first")
+
+
+def check_sizes(sizes: Any) -> None:
+    """Check that `sizes` are the widths of at least one layer."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str) or len(sizes) < 2:
+        raise ValueError(f"sizes is {_describe(sizes)}, expected at least two widths, e.g. (784, 128, 10)")
+    for l, n in enumerate(sizes):
+        smallest = 0 if 0 < l < len(sizes) - 1 else 1  # a hidden layer of width 0 is a network of biases
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < smallest:
+            raise ValueError(f"sizes[{l}] is {n!r}, expected a whole number >= {smallest}")
+
+
+def check_params(params: Any) -> None:
+    """Check that `params` is a chain of `(W, b)` of one floating dtype."""
+    if not isinstance(params, Sequence) or not params:
+        raise ValueError(f"params is {_describe(params)}, expected a list [(W, b), ...] of at least one layer")
+    for l, layer in enumerate(params, 1):
+        if not isinstance(layer, Sequence) or len(layer) != 2:
+            raise ValueError(f"layer {l}: params[{l - 1}] is {_describe(layer)}, expected a pair (W, b)")
+    dtype, n_in = params[0][0].dtype, params[0][0].shape[:1]
+    for l, (W, b) in enumerate(params, 1):
+        if W.ndim != 2 or b.shape != W.shape[1:]:
+            raise ValueError(f"layer {l}: W has shape {W.shape} and b {b.shape}, expected (n_in, n_out) and (n_out,)")
+        if W.shape[:1] != n_in:
+            raise ValueError(f"layer {l}: W has {W.shape[0]} rows, but layer {l - 1} has {n_in[0]} outputs")
+        for name, leaf in (("W", W), ("b", b)):
+            if not _is_floating(leaf) or leaf.dtype != dtype:
+                as_first = f", {dtype} as in layer 1" if jnp.issubdtype(dtype, jnp.floating) else ""
+                raise ValueError(f"layer {l}: {name} has dtype {leaf.dtype}, expected one floating dtype "
+                                 f"throughout{as_first}")  # fmt: skip
+        n_in = W.shape[1:]
+
+
+def check_input(params: Any, x: Array) -> None:
+    """Check that `x` is a floating, non-empty `(..., n_0)`."""
+    if not _is_floating(x):
+        raise ValueError(f"x has dtype {x.dtype}, expected a floating dtype: convert it first, e.g. "
+                         "x.astype('float32') / 255 for uint8 pixels")  # fmt: skip
+    n_in = params[0][0].shape[0]
+    if x.ndim == 0 or x.shape[-1] != n_in:
+        raise ValueError(f"x has shape {x.shape}, expected (..., {n_in}): layer 1 has {n_in} inputs")
+    if 0 in x.shape[:-1]:
+        raise ValueError(f"x has shape {x.shape}: the batch is empty, and the mean over no samples is not defined")
+
+
+def check_masks(masks: Any, widths: Sequence[int], batch_shape: tuple[int, ...]) -> tuple[Array | None, ...]:
+    """The `L` masks of `a_0 .. a_{L-1}`, each `None` or shaped like its activation."""
+    L = len(widths)
+    if masks is None:
+        return (None,) * L
+    if not isinstance(masks, Sequence) or len(masks) != L:
+        raise ValueError(f"masks is {_describe(masks)}, expected {L} of them, for a_0 to a_{L - 1}, None keeping all")
+    for l, (mask, n) in enumerate(zip(masks, widths, strict=True)):
+        if mask is not None and not _is_floating(mask):
+            raise ValueError(f"masks[{l}] has dtype {mask.dtype}, expected a floating dtype: 0, or 1 / (1 - rate)")
+        if mask is not None and mask.shape != (*batch_shape, n):
+            raise ValueError(f"masks[{l}] has shape {mask.shape}, expected {(*batch_shape, n)} as a_{l} has")
+    return tuple(masks)
+
+
+def check_targets(y: Array, batch_shape: tuple[int, ...], K: int) -> None:
+    """Check that `y` is class ids `(...)` or targets `(..., K)`."""
+    if is_class_ids(y):
+        if y.shape != batch_shape:
+            raise ValueError(f"y has dtype {y.dtype}, so it holds class ids, and shape {y.shape}, expected "
+                             f"{batch_shape}, one per sample; targets shaped like the output are floating")  # fmt: skip
+    elif not _is_floating(y):
+        raise ValueError(f"y has dtype {y.dtype}, expected an integer dtype (class ids) or a floating one (targets)")
+    elif y.shape != (*batch_shape, K):
+        raise ValueError(f"y has dtype {y.dtype}, so it holds targets, and shape {y.shape}, expected "
+                         f"{(*batch_shape, K)}, like the output; class ids have an integer dtype")  # fmt: skip
+
+
+def check_labels(y: ArrayLike, classes: int) -> None:
+    """Raise if a class id is outside `[0, classes)`; under jit nothing could.
+
+    Args:
+      y: class ids; targets of a floating dtype pass unseen.
+      classes: how many there are.
+
+    Raises:
+      ValueError: naming the first offending index and its value.
+
+    >>> check_labels(np.array([0, 9, 10]), 10)
+    Traceback (most recent call last):
+    ValueError: y[2] is 10, expected a class id from 0 to 9
+    """
+    y = np.asarray(y)
+    if not np.issubdtype(y.dtype, np.integer):
+        return
+    bad = np.argwhere((y < 0) | (y >= classes))
+    if len(bad):
+        first = tuple(bad[0].tolist())
+        raise ValueError(f"y[{', '.join(map(str, first))}] is {y[first]}, expected a class id from 0 to {classes - 1}")
+
+
+def check_sample_weight(sample_weight: Array, batch_shape: tuple[int, ...]) -> None:
+    """Check that there is one real weight per sample."""
+    if jnp.issubdtype(sample_weight.dtype, jnp.complexfloating):
+        raise ValueError(f"sample_weight has dtype {sample_weight.dtype}, expected a real one")
+    if sample_weight.shape != batch_shape:
+        raise ValueError(f"sample_weight has shape {sample_weight.shape}, expected {batch_shape}, one per sample")
+
+
+def _describe(value: Any) -> str:
+    """A short, concrete account of a value that should have been something else."""
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if hasattr(value, "shape"):
+        return f"an array of shape {value.shape}"
+    return f"{value!r:.80} of type {type(value).__name__}"

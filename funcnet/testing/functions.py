@@ -1,0 +1,178 @@
+"""Checks of single functions: any scalar function's gradient, an activation's slope, a loss's delta, two trees."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from funcnet.activations import Activation
+from funcnet.losses import Loss
+from funcnet.testing.kinks import find_kinks, slope_of
+from funcnet.testing.ladder import DIFFERENCE_TOLERANCE, central_difference, judge
+from funcnet.testing.report import Report, Row, leaf_row, name_of, structure_rows, verdict
+from funcnet.testing.trees import as_arrays, enable_x64, eps_of, leaf_names
+
+
+def check_gradients(
+    fn: Callable[..., Array],
+    grad_fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    tolerance: float = 64.0,
+    seed: int = 0,
+) -> Report:
+    """Check a hand-written gradient of any scalar function with respect to its first argument, a tree of arrays.
+
+    Args:
+      fn: `fn(*args) -> scalar`.
+      grad_fn: `grad_fn(*args) -> tree` like `args[0]`.
+      args: the point to check at; floating leaves of one dtype. Use dense inputs: where an input is always zero, a
+        wrong gradient may be too.
+      tolerance: in eps.
+      seed: of the random directions.
+
+    Returns:
+      The report.
+
+    >>> fn = lambda p: jnp.sum(jnp.sin(p["w"]))
+    >>> check_gradients(fn, lambda p: {"w": jnp.cos(p["w"])}, ({"w": jnp.arange(4.0)},)).ok
+    True
+    >>> check_gradients(fn, lambda p: {"w": 1.0001 * jnp.cos(p["w"])}, ({"w": jnp.arange(4.0)},)).ok
+    False
+    """
+    rows, notes = judge(fn, jax.grad(fn), grad_fn, args, tolerance=tolerance, seed=seed)
+    return Report(f"gradient of {name_of(fn)}", rows, notes)
+
+
+def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Report:
+    """Check an activation's `deriv` against `jax.grad` of its `fn`, and that both are elementwise.
+
+    On a grid from -30 to 30 in float32 and float64, by differences on [-4, 4], and at the kinks, which are found, not
+    told: there a derivative between the two sides is right. Error: `|d| / (eps max(1, |z|, |da/dz|))`.
+
+    Args:
+      activation: the `Activation`.
+      tolerance: in eps.
+
+    Returns:
+      The report: a row for float32, float64, differences, kinks and shapes.
+
+    >>> from funcnet import gelu
+    >>> check_activation(gelu).ok
+    True
+    >>> check_activation(Activation("sine", jnp.sin, lambda z, a: jnp.sin(z))).ok
+    False
+    """
+    kinks = find_kinks(activation)
+    grid = np.linspace(-30, 30, 1501)
+    grid = grid[(np.abs(grid[:, None] - np.array([*kinks, np.inf])) > 1e-3).all(1)]
+    rows = []
+    for dtype in ("float32", "float64"):
+        with enable_x64(dtype == "float64"):
+            z = jnp.asarray(grid, dtype)
+            slopes = activation.deriv(z, activation.fn(z))
+            rows.append(_compare_slopes(dtype, z, slopes, slope_of(activation.fn, z), tolerance))
+    with enable_x64(True):
+        z = jnp.asarray(grid[np.abs(grid) <= 4])
+        slope, noise = central_difference(lambda t: np.asarray(activation.fn(z + t)))
+        off = np.abs(np.asarray(activation.deriv(z, activation.fn(z))) - slope) / np.maximum(1, np.abs(slope))
+        good = bool(off.max() <= DIFFERENCE_TOLERANCE + 10 * noise)
+        rungs = f"of fn in float64, {off.max():.0e}, good to {noise:.0e}"
+        rows.append(verdict("differences", z.shape, good, rungs, f"worst at z = {z[off.argmax()]:.6g}"))
+        for kink in kinks:
+            left, right = (float(slope_of(activation.fn, jnp.float64(kink + side * 1e-9))) for side in (-1, 1))
+            got = float(activation.deriv(jnp.float64(kink), activation.fn(jnp.float64(kink))))
+            good = min(left, right) - 1e-6 <= got <= max(left, right) + 1e-6
+            rungs = f"{got:.6g}, from the left {left:.6g}, from the right {right:.6g}"
+            rows.append(verdict(f"kink at {kink:.6g}", (), good, rungs, "not between the two sides"))
+    z = jnp.asarray(grid[:6], jnp.float32).reshape(2, 3)
+    a = activation.fn(z)
+    slopes = activation.deriv(z, a)
+    good = a.shape == slopes.shape == z.shape and a.dtype == slopes.dtype == z.dtype
+    good = good and bool(jnp.allclose(slopes[0], activation.deriv(z[0], a[0])))
+    rungs = f"{z.shape} {z.dtype} to {a.shape} {a.dtype} and {slopes.shape} {slopes.dtype}"
+    rows.append(verdict("elementwise", (), good, rungs, "shape or dtype changes, or entries depend on each other"))
+    return Report(activation.name, tuple(rows))
+
+
+def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: float = 16.0, seed: int = 0) -> Report:
+    """Check a loss's `delta` against `jax.grad` of its `fn`, for targets and class ids, in float32 and float64.
+
+    Also by differences; that a sample's loss depends on that sample alone; and that under jit a class id out of range
+    makes loss and delta NaN.
+
+    Args:
+      loss: the `Loss`.
+      K: the number of outputs.
+      class_ids: whether the loss takes class ids.
+      tolerance: in eps of the largest entry of the delta.
+      seed: of the outputs and targets.
+
+    Returns:
+      The report, a row for each.
+
+    >>> from funcnet import softmax_cross_entropy
+    >>> check_loss(softmax_cross_entropy).ok
+    True
+    """
+    rng = np.random.default_rng(seed)
+    out = 2 * rng.normal(size=(50, K))
+    targets = {"targets": rng.uniform(size=(50, K))} | ({"class ids": rng.integers(0, K, 50)} if class_ids else {})
+    rows = []
+    for (kind, y), dtype in itertools.product(targets.items(), ("float32", "float64")):
+        with enable_x64(dtype == "float64"):
+            args = jnp.asarray(out, dtype), jnp.asarray(y, dtype if kind == "targets" else "int32")
+            total = lambda out, y: loss.fn(out, y).sum()  # noqa: E731
+            judged, _ = judge(total, jax.grad(total), loss.delta, args, tolerance=tolerance, seed=seed)
+            rows += [row._replace(leaf=f"delta, {kind}, {dtype}") for row in judged]
+            value, alone = loss.fn(*args), loss.fn(args[0][:1], args[1][:1])
+            good = value.shape == (50,) and bool(jnp.allclose(value[:1], alone))
+            fault = "not one value per sample, or it depends on the others"
+            rows.append(verdict(f"loss, {kind}, {dtype}", value.shape, good, "a value per sample", fault))
+    if class_ids:
+        bad = jnp.asarray(out[:2], jnp.float32), jnp.array([-1, K])
+        good = bool(jnp.isnan(loss.fn(*bad)).all() and jnp.isnan(loss.delta(*bad)).all())
+        rows.append(verdict("ids out of range", (), good, "NaN in loss and delta", "they pass for other classes"))
+    return Report(loss.name, tuple(rows))
+
+
+def assert_tree_close(a: Any, b: Any, eps_multiple: float = 16.0) -> None:
+    """Assert that two trees are equal in structure, shapes and dtypes, and to so many eps of each leaf's maximum.
+
+    Args:
+      a: a tree of arrays.
+      b: the tree that it should be.
+      eps_multiple: how many eps, of the leaf's dtype, of the largest entry of `b`'s leaf.
+
+    Raises:
+      AssertionError: with a table, one row per leaf.
+
+    >>> assert_tree_close({"w": jnp.ones(3)}, {"w": jnp.ones(3)})
+    """
+    __tracebackhide__ = True
+    rows = structure_rows(a, b)
+    if not rows:
+        rows = tuple(
+            leaf_row(name, got, want, eps_multiple, eps_of(want.dtype), f"allowed {eps_multiple:g} eps")
+            for name, got, want in zip(leaf_names(b), as_arrays(a), as_arrays(b), strict=True)
+        )
+    report = Report("trees", rows)
+    if not report.ok:
+        raise AssertionError(str(report))
+
+
+def _compare_slopes(name, z, got, want, tolerance) -> Row:
+    """A row for an elementwise derivative: each entry by its own size, or that of z, or 1."""
+    z, got, want = (np.asarray(a, np.float64) for a in (z, got, want))
+    eps = eps_of(name)
+    errors = np.abs(got - want) / (eps * np.maximum(1, np.maximum(np.abs(z), np.abs(want))))
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    i = int(errors.argmax())
+    ok = bool(errors[i] <= tolerance)
+    values = f"at z = {z[i]:.6g}: {got[i]:.8g}, expected {want[i]:.8g}"
+    fault = f"{values}; {(errors > tolerance).mean():.2%} of the points are wrong"
+    return Row(name, z.shape, float(errors[i]), ok, "jax.grad of fn", "" if ok else fault)

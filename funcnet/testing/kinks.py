@@ -1,0 +1,180 @@
+"""Where a gradient may be judged only between two others, or not to the last bit: kinks, and saturated units.
+
+At a kink either one-sided derivative is right; in the far tail of a tanh or an elu the slopes of `jax.grad` are all
+rounding. Both are measured here, from the functions alone, for the ladder to allow for.
+"""
+
+import contextlib
+import functools
+import itertools
+import math
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet.activations import Activation
+from funcnet.losses import Loss
+from funcnet.mlp import backward, forward_trace
+from funcnet.network import Network, computed_in
+from funcnet.testing.ladder import NOISE_ALLOWANCE
+from funcnet.testing.report import Row, error_in_eps
+from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of
+
+KINK_DISTANCE = 64.0  # in eps of |a| |W| + |b|, the rounding error of z
+JUDGED_AT_KINKS = 32  # samples: each takes up to 64 gradients of its own
+
+
+@functools.cache
+def find_kinks(activation: Activation, low: float = -10.0, high: float = 10.0) -> tuple[float, ...]:
+    """Where the slope of an activation jumps, to 1e-9: from a grid, by bisection, from `fn` alone.
+
+    >>> from funcnet import gelu, relu
+    >>> [round(kink, 6) for kink in find_kinks(relu)], find_kinks(gelu)
+    ([0.0], ())
+    """
+    with enable_x64(True):
+
+        def slope(*z):
+            return np.asarray(slope_of(activation.fn, jnp.asarray(z, jnp.float64)))
+
+        grid = np.linspace(low, high, 2001) + 1e-4  # not on a whole number
+        jumps = np.abs(np.diff(slope(*grid)))
+        bends = np.maximum(np.roll(jumps, 2), np.roll(jumps, -2))  # a kink jumps where its surroundings do not
+        kinks = []
+        for i in np.flatnonzero(jumps > 4 * bends + 1e-6):
+            left, right = grid[i], grid[i + 1]
+            while right - left > 1e-10 * max(1, abs(left)):
+                before, at, after = slope(left, middle := (left + right) / 2, right)
+                left, right = (middle, right) if abs(after - at) > abs(at - before) else (left, middle)
+            before, after = slope(left, right)
+            if abs(after - before) > jumps[i] / 2:  # a bend shrinks with the interval, a kink does not
+                kinks.append(float(0.0 if abs(left) < 1e-8 else (left + right) / 2))
+    return tuple(kinks)
+
+
+def slope_of(fn, z):
+    """The derivative of an elementwise function, as JAX finds it."""
+    return jax.jvp(fn, (z,), (jnp.ones_like(z),))[1]
+
+
+def near_kinks(args, network) -> list[np.ndarray]:
+    """For each layer `(N, n_l)`: how far to move a `z` that lies within its rounding of a kink; 0 for all others."""
+    params, x, _, masks, _ = args
+    trace = forward_trace(params, x, network, masks=masks)
+    layers = zip(network.activations(len(params)), params, trace.pre_activations, strict=True)
+    eps = eps_of(network.compute_dtype or computed_in(params))
+    reaches = []
+    for l, (f, (W, b), z) in enumerate(layers):
+        z = np.asarray(z, np.float64)
+        a = np.asarray(trace.activations[l], np.float64)
+        if masks is not None and masks[l] is not None:
+            a = a * np.asarray(masks[l], np.float64)
+        size = np.abs(a) @ np.abs(np.asarray(W, np.float64)) + np.abs(np.asarray(b, np.float64))
+        rounding = KINK_DISTANCE * eps * size
+        clear = 2 * KINK_DISTANCE * eps * np.maximum(size, np.abs(z).max() or 1.0)
+        reach = np.zeros(z.shape)
+        for kink in find_kinks(f):
+            distance = np.abs(z - kink)
+            reach = np.where(distance <= rounding, distance + clear, reach)
+        reaches.append(reach)
+    return reaches
+
+
+def judge_at_kinks(reference, by_hand, args, near, network) -> tuple[Row, ...]:
+    """A row for each of the first samples at a kink: between the gradients to either side of it."""
+    rows = []
+    for i in np.flatnonzero(np.concatenate(near, 1).any(1))[:JUDGED_AT_KINKS]:
+        sample = rows_of(args, np.array([i]))[:4]
+        got = as_arrays(by_hand(*sample, None))
+        reach = [layer[i] for layer in near]
+        floors = slope_floors((*sample, None), network)
+        if floors is None:
+            sides, noise, floors = _sides(reference, sample, reach, None), 0.0, [0.0] * len(got)
+        else:
+            sides, coarse = (_sides(reference, sample, reach, dtype) for dtype in (np.float64, np.float32))
+            pairs = zip(itertools.chain(*coarse), itertools.chain(*sides), strict=True)
+            noise = max(error_in_eps(at_32, at_64, eps_of(np.float32)) for at_32, at_64 in pairs)
+        error = 0.0
+        for leaf, values, floor in zip(got, zip(*sides, strict=True), floors, strict=True):
+            low, high = np.min(values, 0) - floor, np.max(values, 0) + floor
+            outside = np.maximum(np.maximum(low - leaf, leaf - high), 0).max(initial=0)
+            scale = eps_of(leaf.dtype) * max(np.abs(low).max(initial=0), np.abs(high).max(initial=0))
+            error = max(error, float(outside) / scale if scale else float(outside > 0) * math.inf)
+        # The sides are taken 128 roundings away, and jax.grad has its own rounding error there.
+        allowed = max(128 * KINK_DISTANCE, NOISE_ALLOWANCE * noise)
+        ok = error <= allowed
+        rungs = f"{sum(int((layer > 0).sum()) for layer in reach)} units at a kink, {allowed:.3g} eps allowed"
+        fault = "" if ok else "outside the gradients on the two sides of its kinks"
+        rows.append(Row(f"sample {i}", sample[1].shape[1:], error, ok, rungs, fault))
+    return tuple(rows)
+
+
+def _sides(reference, sample, reach, dtype) -> list[list[np.ndarray]]:
+    """The reference's gradients, in `dtype`, with each unit at a kink pushed to one side of it or the other."""
+    farther = 1.0 if dtype is None else max(1.0, eps_of(dtype) / eps_of(computed_in(sample[0])))  # what it can resolve
+    units = sum(int((layer > 0).sum()) for layer in reach)
+    signs = itertools.product((-1, 1), repeat=units) if units <= 5 else [(-1,) * units, (1,) * units]
+    sides = []
+    with contextlib.nullcontext() if dtype is None else enable_x64(dtype == np.float64):
+        params, x, y, masks = sample if dtype is None else cast_to(sample, dtype)
+        for sign in signs:
+            sign = iter(sign)
+            nudges = [np.array([next(sign) * r * farther if r > 0 else 0.0 for r in layer]) for layer in reach]
+            moved = [(W, b + jnp.asarray(nudge, b.dtype)) for (W, b), nudge in zip(params, nudges, strict=True)]
+            sides.append(as_arrays(reference(moved, x, y, masks, None)))
+    return sides
+
+
+# How well `jax.grad` itself can be trusted.
+
+
+def slope_floors(args, network) -> list[float] | None:
+    """For each leaf, what an error of eps in every slope makes of the gradient in float64; None under a compute dtype.
+
+    `jax.grad` takes `1 - a^2` for tanh and `1 + a` for elu: right to an eps of 1, and in the far tail a slope is no
+    more than that. How it carries on is measured: random errors in the slopes, and the change scaled to an eps.
+    """
+    if network.compute_dtype is not None:
+        return None
+    size = 1e-8
+    with enable_x64(True):
+        params, x, y, masks, w = cast_to(args, np.float64)
+
+        def gradient(draw):
+            rough = partial(_rough, draw=draw, size=size)
+            hidden = tuple(map(rough, network.hidden)) if isinstance(network.hidden, tuple) else rough(network.hidden)
+            roughened = Network(hidden, rough(network.output), _rough_loss(network.loss, draw, size))
+            made = backward(params, x, y, roughened, masks=masks, sample_weight=w)
+            return as_arrays(made)
+
+        exact, *drawn = map(gradient, (None, 0, 1))
+    changes = [max(np.abs(a - g).max(initial=0.0) for a in draws) for g, *draws in zip(exact, *drawn, strict=True)]
+    return [NOISE_ALLOWANCE * eps_of(np.float64) * change / size for change in changes]
+
+
+@functools.lru_cache(256)
+def _rough(f: Activation, draw, size) -> Activation:
+    """The activation with random errors of that size in its slopes; as it is where there is no draw."""
+    return Activation(f.name, f.fn, lambda z, a: f.deriv(z, a) + size * _signs(draw, z)) if draw is not None else f
+
+
+@functools.lru_cache(256)
+def _rough_loss(loss: Loss, draw, size) -> Loss:
+    if draw is None:
+        return loss
+    return replace(loss, delta=lambda out, y: loss.delta(out, y) + size * _signs(draw, out))
+
+
+def _signs(draw, like):
+    return jax.random.rademacher(jax.random.key(draw), like.shape, like.dtype)
+
+
+# Samples.
+
+
+def rows_of(args, keep):
+    """The same call on some of its samples."""
+    return (args[0], *jax.tree.map(lambda a: a[keep], args[1:]))

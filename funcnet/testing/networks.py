@@ -1,0 +1,271 @@
+"""Checks of a network's gradient: against `jax.grad(objective)` and the ladder, at kinks, and how it behaves."""
+
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet.activations import Activation
+from funcnet.mlp import backward, objective
+from funcnet.network import Network, Params, check_input, check_params, targets_and_shares
+from funcnet.testing.kinks import JUDGED_AT_KINKS, judge_at_kinks, near_kinks, rows_of, slope_floors
+from funcnet.testing.ladder import FLOAT64_TOLERANCE, ROUNDING_FLOOR, judge
+from funcnet.testing.report import Report, Row, error_in_eps, name_of, verdict
+from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of
+
+
+def check_backward(
+    params: Params,
+    x: Any,
+    y: Any,
+    network: Network = Network(),
+    *,
+    backward: Callable[..., Params] = backward,
+    masks: Any = None,
+    sample_weight: Any = None,
+    seed: int = 0,
+) -> Report:
+    """Check `backward` against `jax.grad(objective)` and the rest of the ladder, at one point.
+
+    Beside the gradient: the same bits when run again, the same without jit, and the batch as the mean of its samples.
+
+    Args:
+      params: the network; in float64 too if that is enabled.
+      x: `(..., n_0)`; dense inputs show more than MNIST's zeros.
+      y: class ids or targets.
+      network: as in `backward`.
+      backward: the function to check, in place of funcnet's own, with its signature; a default network is not passed.
+      masks: as in `backward`.
+      sample_weight: as in `backward`.
+      seed: of the random directions.
+
+    Returns:
+      The report, with a row per leaf.
+
+    >>> import funcnet
+    >>> params = funcnet.init(jax.random.key(0), (4, 5, 3))
+    >>> x, y = jax.random.normal(jax.random.key(1), (7, 4)), jnp.array([0, 1, 2, 0, 1, 2, 0])
+    >>> check_backward(params, x, y, Network(funcnet.tanh)).ok
+    True
+    """
+    args = _as_rows(params, x, y, masks, sample_weight)
+    fn, reference = partial(_objective, network), partial(_jax_gradient, network)
+    by_hand = _hand_written(backward, network)
+    settings = {"tolerance": _tolerance(len(params)), "seed": seed, "compute_dtype": network.compute_dtype}
+
+    near = near_kinks(args, network)
+    at_kink = np.asarray(np.concatenate(near, 1).any(1))
+    rows, notes = judge(fn, reference, by_hand, args, floors=slope_floors(args, network), **settings)
+    if at_kink.any():
+        count = f"{at_kink.sum()} of {len(at_kink)} samples lie within rounding of a kink"
+        if all(row.ok for row in rows):
+            notes += (f"{count}; there it takes the side that jax.grad takes",)
+        else:
+            judged = "they" if at_kink.sum() <= JUDGED_AT_KINKS else f"the first {JUDGED_AT_KINKS} of them"
+            rows, notes = (), (f"{count}; {judged} are judged one by one, between the gradients on either side",)
+            if not at_kink.all():
+                clear = rows_of(args, ~at_kink)
+                rows, more = judge(fn, reference, by_hand, clear, floors=slope_floors(clear, network), **settings)
+                notes += more
+            rows += judge_at_kinks(reference, by_hand, args, near, network)
+    if not at_kink.all():
+        rows += _judge_behaviour(by_hand, rows_of(args, ~at_kink), network.compute_dtype)
+    if not all(row.ok for row in rows):
+        notes += _suspects(by_hand, args, network)
+    return Report(name_of(backward), rows, notes)
+
+
+def assert_backward(params: Params, x: Any, y: Any, network: Network = Network(), **settings: Any) -> None:
+    """`check_backward`, raising where it is not ok. Args as there.
+
+    Raises:
+      AssertionError: with the report as its message, and the path of a folder with the arguments (`case.npz`) and a
+        script of five lines (`reproduce.py`) that runs the check on them again.
+
+    >>> import funcnet
+    >>> params = funcnet.init(jax.random.key(0), (4, 5, 3))
+    >>> assert_backward(params, jnp.ones((2, 4)), jnp.array([0, 2]))
+    """
+    __tracebackhide__ = True  # pytest then points at the caller
+    report = check_backward(params, x, y, network, **settings)
+    if not report.ok:
+        raise AssertionError(f"{report}\nto reproduce: python {save_case(params, x, y, network, **settings)}")
+
+
+def save_case(
+    params: Params,
+    x: Any,
+    y: Any,
+    network: Network = Network(),
+    *,
+    masks: Any = None,
+    sample_weight: Any = None,
+    **settings: Any,
+) -> Path:
+    """Write a call of `check_backward` to a new folder: the arrays as `case.npz`, and `reproduce.py`, five lines.
+
+    Args:
+      params: as in `check_backward`.
+      x: as in `check_backward`.
+      y: as in `check_backward`.
+      network: as in `check_backward`; an activation or loss of your own is left for you to fill in.
+      masks: as in `check_backward`.
+      sample_weight: as in `check_backward`.
+      **settings: the rest of them; a function is left for you to fill in.
+
+    Returns:
+      The script.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="funcnet-"))
+    arrays = {f"params_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(params))} | {"x": x, "y": y}
+    arrays |= {f"mask_{l}": mask for l, mask in enumerate(masks or ()) if mask is not None}
+    arrays |= {} if sample_weight is None else {"sample_weight": sample_weight}
+    # npz knows no bfloat16: it is kept as float32, exactly, and converted back.
+    arrays = {name: np.asarray(a) for name, a in arrays.items()}
+    bfloat16 = [name for name, a in arrays.items() if a.dtype == jnp.bfloat16]
+    arrays |= {name: arrays[name].astype(np.float32) for name in bfloat16}
+    np.savez(folder / "case.npz", allow_pickle=False, **arrays)
+
+    x64 = any(a.dtype == np.float64 for a in arrays.values())
+    keywords = f", {network}" if network != Network() else ""
+    keywords += "".join(f", {name}={'...' if callable(value) else repr(value)}" for name, value in settings.items())
+    keywords += "" if sample_weight is None else ', sample_weight=case["sample_weight"]'
+    if masks is not None:
+        keywords += f', masks=[case.get(f"mask_{{l}}") for l in range({len(params)})]'
+    (folder / "reproduce.py").write_text(
+        "import jax, jax.numpy as jnp, numpy as np; from funcnet import *; from funcnet import testing; "
+        f"jax.config.update('jax_enable_x64', {x64})\n"
+        f"case = dict(np.load({str(folder / 'case.npz')!r}))\n"
+        f"case |= {{name: jnp.asarray(case[name], jnp.bfloat16) for name in {bfloat16}}}\n"
+        f'params = [(case[f"params_{{2 * l}}"], case[f"params_{{2 * l + 1}}"]) for l in range({len(params)})]\n'
+        f'print(testing.check_backward(params, case["x"], case["y"]{keywords}))\n'
+    )
+    return folder / "reproduce.py"
+
+
+# How a gradient behaves.
+
+
+def _judge_behaviour(by_hand, args, compute_dtype) -> tuple[Row, ...]:
+    """The same bits again; and, in float64, the same without jit, and the batch as the mean of its samples."""
+    first, again = as_arrays(by_hand(*args)), as_arrays(by_hand(*args))
+    same = all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
+    rows = [verdict("run again", (), same, "bit for bit", "other bits")]
+    if compute_dtype is not None:
+        return tuple(rows)
+    with enable_x64(True):
+        params, x, y, masks, w = cast_to(args, np.float64)
+        batch = by_hand(params, x, y, masks, w)
+        with jax.disable_jit():
+            rows.append(_worst_row("without jit", by_hand(params, x, y, masks, w), batch))
+        samples = _of_samples(by_hand, params, x, y, masks)
+        share = np.full(len(x), 1 / len(x)) if w is None else np.asarray(w / w.sum())
+        mean = [np.tensordot(share, g, 1) for g in as_arrays(samples)]
+        rows.append(_worst_row("mean of samples", mean, batch))
+        loop = [by_hand(params, *jax.tree.map(lambda a, i=i: a[i], (x, y, masks)), None) for i in range(min(len(x), 4))]
+        stacked = [np.stack(leaves) for leaves in zip(*map(as_arrays, loop), strict=True)]
+        rows.append(_worst_row("vmap and loop", [g[:4] for g in as_arrays(samples)], stacked))
+    return tuple(rows)
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_samples(by_hand, params, x, y, masks):
+    return jax.vmap(by_hand, (None, 0, 0, 0, None))(params, x, y, masks, None)
+
+
+def _worst_row(name, got, want) -> Row:
+    """A row for two gradients in float64, leaf by leaf; a leaf that is rounding beside the others cannot differ."""
+    got, want, eps = as_arrays(got), as_arrays(want), eps_of(np.float64)
+    floor = ROUNDING_FLOOR * eps * max(np.abs(leaf).max(initial=0.0) for leaf in want)
+    pairs = [pair for pair in zip(got, want, strict=True) if not np.abs(pair[0] - pair[1]).max(initial=0.0) <= floor]
+    error = max((error_in_eps(g, w, eps) for g, w in pairs), default=0.0)
+    ok = error <= FLOAT64_TOLERANCE / eps
+    return Row(name, (), error, ok, f"in float64, to {FLOAT64_TOLERANCE:g}", "" if ok else "they differ")
+
+
+# Known mistakes.
+
+
+def _suspects(by_hand, args, network) -> tuple[str, ...]:
+    """Known mistakes, made on purpose: which of them gives the same wrong gradient?"""
+    params, x, y, masks, w = args
+
+    def without_slope(f):
+        return Activation(f.name, f.fn, lambda z, a: jnp.ones_like(z))
+
+    hidden = network.hidden
+    flat = tuple(map(without_slope, hidden)) if isinstance(hidden, tuple) else without_slope(hidden)
+    mistakes = {
+        "the derivative of the hidden activation is missing": {"network": replace(network, hidden=flat)},
+        "the derivative of the output activation is missing": {
+            "network": replace(network, output=without_slope(network.output))
+        },
+        "the masks are forgotten": {"masks": None},
+        "the sample weights are forgotten": {"sample_weight": None},
+    }
+    if jnp.issubdtype(jnp.asarray(y).dtype, jnp.integer):
+        K = params[-1][0].shape[1]
+        mistakes |= {f"the class ids are {by:+d} off": {"y": (jnp.asarray(y) + by) % K} for by in (1, -1)}
+    call = {"y": y, "network": network, "masks": masks, "sample_weight": w}
+    got, right = as_arrays(by_hand(*args)), as_arrays(backward(params, x, **call))
+    notes = []
+    for name, changed in mistakes.items():
+        made = as_arrays(backward(params, x, **(call | changed)))
+        if all(error_in_eps(m, r, 1e-5) <= 1 for m, r in zip(made, right, strict=True)):
+            continue  # no mistake at all, here
+        if all(g.shape == m.shape and error_in_eps(g, m, 1e-5) <= 1 for g, m in zip(got, made, strict=True)):
+            notes.append(f"exactly what comes out where {name}")
+    return tuple(notes)
+
+
+# Calls, and what they are of.
+
+
+def _as_rows(params, x, y, masks, sample_weight):
+    """Arguments with one leading axis: what a sample is must be plain."""
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    check_params(params)
+    check_input(params, x)
+    n = x.shape[:-1]
+    targets_and_shares(y, jnp.zeros((*n, params[-1][0].shape[1])), sample_weight)
+    y = y.reshape(-1, *y.shape[len(n) :])
+    masks = (
+        masks if masks is None else tuple(m if m is None else jnp.asarray(m).reshape(-1, m.shape[-1]) for m in masks)
+    )
+    return (
+        params,
+        x.reshape(-1, x.shape[-1]),
+        y,
+        masks,
+        None if sample_weight is None else jnp.asarray(sample_weight).reshape(-1),
+    )
+
+
+def _objective(network, params, x, y, masks, sample_weight):
+    return objective(params, x, y, network, masks=masks, sample_weight=sample_weight)
+
+
+_jax_gradient = jax.jit(jax.grad(_objective, argnums=1))
+
+
+@functools.lru_cache(64)
+def _hand_written(backward, network):
+    """`by_hand(params, x, y, masks, sample_weight)`, one and the same function for the same network."""
+
+    def by_hand(params, x, y, masks, sample_weight):
+        arrays = {"masks": masks, "sample_weight": sample_weight}
+        given = {name: value for name, value in arrays.items() if value is not None}
+        return backward(params, x, y, *(() if network == Network() else (network,)), **given)
+
+    return by_hand
+
+
+def _tolerance(L: int) -> float:
+    return 16.0 if L <= 4 else 64.0 if L <= 32 else 2.0 * L

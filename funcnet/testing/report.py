@@ -1,0 +1,150 @@
+"""What a check found: a row for each leaf, how far off it is, where, and what that looks like."""
+
+import itertools
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet.testing.trees import leaf_names
+
+
+class Row(NamedTuple):
+    """The verdict on one leaf."""
+
+    leaf: str  # layer 2 W
+    shape: tuple[int, ...]
+    error: float  # max|d| / (eps max|leaf|), on the rung where it is largest over its tolerance
+    ok: bool
+    rungs: str  # what the verdict stands on
+    fault: str = ""  # where it is worst, how much is wrong, what it looks like
+
+
+class Report(NamedTuple):
+    """What a check found. `str(report)` is a table; its truth value is `ok`."""
+
+    title: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row is."""
+        return all(row.ok for row in self.rows)
+
+    def __bool__(self) -> bool:
+        """A tuple would always be true, and `assert check_backward(...)` with it."""
+        return self.ok
+
+    @property
+    def worst(self) -> float:
+        """The largest error, in eps."""
+        return max((row.error for row in self.rows), default=0.0)
+
+    def __str__(self) -> str:
+        """One line per leaf, then what is wrong with those that are, then the notes."""
+        cells = [
+            (row.leaf, str(row.shape), f"{row.error:.3g} eps", "ok" if row.ok else "WRONG", row.rungs)
+            for row in self.rows
+        ]
+        widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+        align = (str.ljust, str.ljust, str.rjust, str.ljust, str.ljust)
+        lines = [
+            "  ".join(pad(cell, width) for pad, cell, width in zip(align, line, widths, strict=True)).rstrip()
+            for line in cells
+        ]
+        faults = [f"{row.leaf}: {row.fault}" for row in self.rows if row.fault]
+        return "\n".join([f"{self.title}: {'ok' if self.ok else 'WRONG'}", *lines, *faults, *self.notes])
+
+
+def verdict(name, shape, ok, rungs, fault) -> Row:
+    """A row for what is right or wrong, with no size of error between."""
+    return Row(name, shape, 0.0 if ok else math.inf, ok, rungs, "" if ok else fault)
+
+
+def leaf_row(name, got, want, tolerance, eps, rungs) -> Row:
+    """A row for a leaf against one reference."""
+    error = error_in_eps(got, want, eps)
+    ok = error <= tolerance
+    return Row(name, want.shape, error, ok, rungs, "" if ok else _fault(got, want, tolerance * eps))
+
+
+def error_in_eps(got, want, eps) -> float:
+    """`max|d| / (eps max|want|)`; where NaN or an infinity stands, it must stand in both."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    finite = np.isfinite(want)
+    if (np.isfinite(got) != finite).any() or not np.array_equal(got[~finite], want[~finite], equal_nan=True):
+        return math.inf
+    worst = np.abs(got - want)[finite].max(initial=0.0)
+    scale = eps * np.abs(want)[finite].max(initial=0.0)
+    return 0.0 if worst == 0 else worst / scale if scale else math.inf
+
+
+def _fault(got, want, relative) -> str:
+    """Where it is worst, what is there, how much is wrong, and what that looks like."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    off = np.where(np.isnan(got - want), np.inf, np.abs(got - want))
+    worst = np.unravel_index(off.argmax(), off.shape)
+    bad = (off > relative * np.abs(want).max()).mean()
+    cause = _likely_cause(got, want)
+    values = f"{got[worst]:.8g}, expected {want[worst]:.8g}"
+    return f"worst at {tuple(map(int, worst))}: {values}; {bad:.2%} of the entries are wrong{cause and f'; {cause}'}"
+
+
+def _likely_cause(got, want) -> str:
+    if not np.isfinite(got).all():
+        return "it is not finite" if np.isfinite(want).all() else ""
+    close = partial(np.allclose, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    if not got.any():
+        return "it is zero throughout"
+    factor = float((got * want).sum() / (want * want).sum()) if want.any() else 0.0
+    if factor and close(got / factor, want):
+        return (
+            "the sign is wrong" if abs(factor + 1) < 1e-6 else f"throughout it is {factor:.6g} times what it should be"
+        )
+    if want.ndim == 2 and want.shape[0] == want.shape[1] and close(got.T, want):
+        return "it is transposed"
+    if want.ndim == 1 and np.ptp(got) <= 1e-6 * np.abs(got).max():
+        return "all entries are the same: summed over the units too?"
+    missing = (got == 0) & (want != 0)
+    if missing.any() and close(got[~missing], want[~missing]):
+        return f"{missing.sum()} entries are zero"
+    if close(np.sort(got, axis=None), np.sort(want, axis=None)):
+        return "the entries are right but in another order"
+    return ""
+
+
+def where_it_starts(rows) -> tuple[str, ...]:
+    """In which layer the deltas go wrong, where the layers after it are right."""
+    by_layer = {}
+    for row in rows:
+        if row.leaf.startswith("layer "):
+            by_layer.setdefault(int(row.leaf.split()[1]), []).append(row.ok)
+    right = [l for l, oks in by_layer.items() if all(oks)]
+    wrong = [l for l in by_layer if l not in right]
+    if wrong and right and max(wrong) < min(right) and not any(itertools.chain(*(by_layer[l] for l in wrong))):
+        l = max(wrong)
+        return (f"wrong up to layer {l}, right after it: look at delta_{l} = (delta_{l + 1} W_{l + 1}^T) * f'(z_{l})",)
+    return ()
+
+
+def structure_rows(got, want) -> tuple[Row, ...]:
+    """Rows for what makes two trees impossible to compare; none if nothing does."""
+    if jax.tree.structure(got) != jax.tree.structure(want):
+        fault = f"the tree is {jax.tree.structure(got)}, expected {jax.tree.structure(want)}"
+        return (verdict("tree", (), False, "", fault),)
+    rows = []
+    for name, g, w in zip(leaf_names(want), jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        if (jnp.shape(g), jnp.result_type(g)) != (jnp.shape(w), jnp.result_type(w)):
+            fault = f"{jnp.result_type(g)} {jnp.shape(g)}, expected {jnp.result_type(w)} {jnp.shape(w)}"
+            fault += ": transposed?" if jnp.shape(g) == jnp.shape(w)[::-1] != jnp.shape(w) else ""
+            rows.append(verdict(name, jnp.shape(w), False, "", fault))
+    return tuple(rows)
+
+
+def name_of(fn) -> str:
+    """What a function is called, whatever is wrapped around it."""
+    return getattr(fn, "__name__", None) or name_of(getattr(fn, "func", type(fn)))

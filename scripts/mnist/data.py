@@ -1,0 +1,77 @@
+"""What a run trains on and is scored on."""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from mnist.processes import say
+from mnist.settings import Config
+
+from funcnet import datasets
+from funcnet.distortions import upright
+from funcnet.regularizers import smooth_labels
+
+
+class Part(NamedTuple):
+    """Training, validation or test data."""
+
+    images: np.ndarray  # (N, pixels) uint8, as stored
+    inputs: np.ndarray  # the same as the network sees them, or (M, N, pixels), if each of an ensemble has its own
+    labels: np.ndarray  # (N,) class ids
+
+
+class Data(NamedTuple):
+    """A data set, cut into its parts."""
+
+    name: str
+    parts: dict[str, Part]  # train, maybe validation, test
+    targets: np.ndarray  # of the training images: class ids, or smoothed (N, K)
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return int(self.parts["train"].labels.max()) + 1
+
+
+def load(config: Config) -> Data:
+    """The data set: MNIST, or the digits where it cannot be had."""
+    name, dataset = "digits", None
+    if config.dataset != "digits":
+        try:
+            name, dataset = "MNIST", datasets.load_mnist(config.data_dir)
+        except datasets.MnistNotFoundError as error:
+            if config.dataset == "mnist":
+                raise
+            name = "digits"
+            say(f"MNIST was neither found nor downloaded ({len(str(error).splitlines()) - 2} places tried; --dataset "
+                "mnist lists them): training on the small digits bundled with scikit-learn instead")  # fmt: skip
+    x, y = (dataset := dataset or datasets.load_digits()).train
+    held_out = len(x) // 12 if config.validation is None else config.validation
+    if held_out >= len(x):
+        raise ValueError(f"--validation is {held_out}, expected fewer than the {len(x):,} training images")
+    end = len(x) - config.fold * held_out
+    if end < held_out:
+        raise ValueError(f"--fold is {config.fold}, expected less than {len(x) // held_out}: so many times are there "
+                         f"--validation {held_out:,} in the {len(x):,} training images")  # fmt: skip
+    fold = np.s_[end - held_out : end]
+    pairs = {
+        "train": [np.delete(a, fold, axis=0) for a in (x, y)],
+        "validation": (x[fold], y[fold]),
+        "test": dataset.test,
+    }
+    parts = {part: Part(x, as_seen(config, x), y) for part, (x, y) in pairs.items() if len(x)}
+    labels = parts["train"].labels
+    smoothed = config.label_smoothing > 0
+    targets = smooth_labels(labels, int(labels.max()) + 1, config.label_smoothing) if smoothed else labels
+    return Data(name, parts, np.asarray(targets))
+
+
+def as_seen(config: Config, images: np.ndarray) -> np.ndarray:
+    """The images as the networks get to see them: upright, if that is asked for."""
+    side = math.isqrt(images.shape[-1])
+    sets = [
+        np.asarray(upright(jnp.asarray(images), width=width or None, image_shape=(side, side)))
+        for width in config.upright
+    ]
+    return np.stack(sets) if len(sets) > 1 else sets[0] if sets else images

@@ -1,0 +1,257 @@
+"""The settings of a training run: what they are, where they come from, and which make sense."""
+
+import argparse
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
+from mnist.recipes import RECIPES, described
+
+from funcnet import activations
+from funcnet.distortions import Distortion
+
+NO_DISTORTION = Distortion()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a multilayer perceptron on MNIST, with a hand-written backward pass."""
+
+    recipe: Literal["default", "plain", "dropout", "vat", "distort", "distort-large", "ensemble"] = "default"
+    """Where the other settings start from; see above."""
+    repeat: Path | None = None
+    """The config.json of an earlier run, to start from that run's settings; only the run folder is new."""
+    dataset: Literal["auto", "mnist", "digits"] = "auto"
+    """`mnist` insists on MNIST; `auto` takes the digits bundled with scikit-learn where MNIST cannot be had."""
+    data_dir: Path | None = None
+    """Folder with the MNIST files; otherwise $FUNCNET_DATA, then the user's cache, then a download."""
+    hidden_sizes: tuple[int, ...] = (512,)
+    """Widths of the hidden layers; none at all makes it logistic regression."""
+    activation: str = "relu"
+    """Of the hidden layers: relu, leaky_relu(0.1), sigmoid, tanh, softplus, elu, silu, gelu or identity."""
+    dropout: float = 0.0
+    """Part of the hidden units dropped in training."""
+    input_dropout: float = 0.0
+    """Part of the pixels dropped in training."""
+    weight_limit: float = 0.0
+    """The longest that a unit's incoming weights may be; 0 is no limit."""
+    label_smoothing: float = 0.0
+    """Part of each target spread evenly over the classes."""
+    vat_radius: float = 0.0
+    """How far virtual adversarial training moves each image; 0 is none of it."""
+    upright: tuple[float, ...] = ()
+    """Make all images upright first, and this wide: the standard deviation of the ink's columns, in pixels; 0 leaves
+    each its own width. For an ensemble, one width for all networks or one for each. Without any, images stay as they
+    are."""
+    distortion: Distortion = NO_DISTORTION
+    """How much each image is deformed, anew in each epoch."""
+    soft_finish: float = 0.0
+    """The last part of the epochs, in which images are deformed half as much."""
+    views: int = 1
+    """Test-time averaging: score also the mean over so many views of each image, deformed half as much; 1 is none."""
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
+    """Update rule."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine` warms up over the first epoch, then goes down to 0."""
+    momentum: float = 0.9
+    """Of sgd."""
+    weight_decay: float = 1e-4
+    """Of adamw."""
+    average: float = 0.0
+    """Decay of an exponential average of the weights, which is then what is evaluated and saved; 0 is no average."""
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per update."""
+    ensemble: int = 1
+    """Networks trained in one program, whose probabilities are averaged."""
+    validation: int | None = None
+    """Training images held out, to watch while training; by default a twelfth (5,000 of MNIST)."""
+    fold: int = 0
+    """Which of them: 0 holds out the last, 1 as many before those, and so on; for cross-validation."""
+    test: bool = True
+    """Look at the test set, once, at the end; not while settings are being chosen (--no-test)."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the inputs of matrix products; `auto` measures at the start whether bfloat16 is faster here, and config.json
+    keeps which it was."""
+    accumulate: int = 1
+    """Parts of each batch, gone through one by one in the memory of one."""
+    mesh: str = ""
+    """How devices share the work, such as `data=4,model=2`; by default one device does it all."""
+    coordinator: str | None = None
+    """For several processes: `host:port` of the first, the same for all, or `auto` where a cluster tells JAX."""
+    processes: int | None = None
+    """With --coordinator host:port: how many processes there are."""
+    process: int | None = None
+    """With --coordinator host:port: which of them this one is, from 0."""
+    checkpoint_every: float = 30.0
+    """Seconds between two checkpoints, which are taken at the end of an epoch; 0 is after every epoch."""
+    keep: int = 3
+    """How many checkpoints stay."""
+    resume: Path | None = None
+    """The folder of a run that ended early, to go on with from its last sound checkpoint; give no other settings."""
+    seed: int = 0
+    """Decides everything random: same seed and same device, same weights."""
+    run_dir: Path | None = None
+    """Folder for weights, metrics, config and pictures; by default a new one under runs/."""
+
+
+def from_command_line(arguments: list[str] | None = None) -> Config:
+    """The settings: the recipe's, or those of the run to repeat, with what else is given put in their place."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="default")
+    first.add_argument("--repeat", type=Path)
+    first.add_argument("--resume", type=Path)
+    start, _ = first.parse_known_args(arguments)
+    if (start.recipe != "default") + bool(start.repeat) + bool(start.resume) > 1:
+        raise ValueError("--recipe, --repeat and --resume are ways to start; give one of them")
+    if start.resume:
+        default = saved(start.resume)
+    elif start.repeat:
+        default = read(start.repeat)
+    else:
+        default = Config(**RECIPES.get(start.recipe, RECIPES["default"]).settings)
+    recipes = "\n\n".join(f"{name}: {described(name)}" for name in RECIPES)
+    about = f"{Config.__doc__}\n\nRecipes:\n\n{recipes}"
+    return tyro.cli(Config, args=arguments, default=default, description=about)
+
+
+def in_words(width: float) -> str:
+    """A width of upright images."""
+    return f"{width:g}" if width else "own width"
+
+
+def as_json(config: Config) -> str:
+    """The settings as text."""
+    return json.dumps(asdict(config) | {"distortion": config.distortion._asdict()}, indent=2, default=str)
+
+
+def read(path: Path) -> Config:
+    """The settings of an earlier run, to be run again.
+
+    Raises:
+      OSError: there is no such file.
+      ValueError: it is no configuration, or not one of this version; says what is missing or unknown.
+    """
+    try:
+        settings = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not the configuration of a run: {error}") from error
+    hints = get_type_hints(Config)
+    if not isinstance(settings, dict) or settings.keys() != hints.keys():
+        odd = sorted(settings.keys() ^ hints.keys()) if isinstance(settings, dict) else type(settings).__name__
+        raise ValueError(f"{path}: not the configuration of a run of this version: {odd} unknown or missing")
+    for name, value in settings.items():
+        if not _fits(value, hints[name]):
+            hint = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name])
+            raise ValueError(f"{path}: {name} is {value!r}, expected {hint.replace('typing.', '')}")
+    settings |= dict.fromkeys(("run_dir", "resume", "coordinator", "processes", "process")) | {"repeat": path}
+    settings |= {name: tuple(settings[name]) for name in ("hidden_sizes", "upright")}
+    settings["distortion"] = Distortion(**settings["distortion"])
+    settings["data_dir"] = settings["data_dir"] and Path(settings["data_dir"])
+    return Config(**settings)
+
+
+# What may change when a run goes on: where it runs, and how it is looked after.
+FREE_TO_CHANGE = frozenset({"data_dir", "mesh", "coordinator", "processes", "process", "checkpoint_every", "keep",
+                            "resume", "repeat", "run_dir"})  # fmt: skip
+# What one of several processes may have for itself.
+OF_ONE_PROCESS = frozenset({"data_dir", "coordinator", "process", "repeat"})
+
+
+def saved(run_dir: Path) -> Config:
+    """The settings of a run that is to go on in its own folder.
+
+    Raises:
+      OSError: there is no such run.
+      ValueError: its settings cannot be read.
+    """
+    if not (run_dir / "config.json").is_file():
+        raise FileNotFoundError(f"--resume {run_dir}: no run has begun there: there is no config.json in it")
+    return replace(read(run_dir / "config.json"), repeat=None, resume=run_dir, run_dir=run_dir)
+
+
+def check_same_run(config: Config, run_dir: Path) -> None:
+    """Refuse to go on with a run under other settings.
+
+    Raises:
+      ValueError: says which of them differs.
+    """
+    before = saved(run_dir)
+    for name, value in asdict(config).items():
+        was = asdict(before)[name]
+        if name not in FREE_TO_CHANGE and value != was:
+            raise ValueError(f"--resume {run_dir}: {name} is {value!r}, but that run began with {was!r}")
+    if config.run_dir not in (None, run_dir):
+        raise ValueError(f"--resume {run_dir} goes on in that folder; --run-dir is {config.run_dir}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether JSON has kept a value of this type."""
+    if hint is Distortion:
+        amounts = value if isinstance(value, dict) else {}
+        return amounts.keys() == {*hint._fields} and all(_fits(amount, float) for amount in amounts.values())
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(_fits(v, get_args(hint)[0]) for v in value)
+    kinds: dict[Any, Any] = {float: (int, float), Path: str}
+    return isinstance(value, kinds.get(hint, hint)) and isinstance(value, bool) == (hint is bool)
+
+
+def check(config: Config) -> None:
+    """Refuse settings that make no sense, before anything is loaded."""
+    least = {"epochs": 0, "batch_size": 1, "ensemble": 1, "lr": 0, "weight_decay": 0, "weight_limit": 0,
+             "vat_radius": 0, "validation": 0, "fold": 0, "seed": 0, "views": 1, "accumulate": 1,
+             "checkpoint_every": 0, "keep": 1}  # fmt: skip
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= smallest:
+            raise ValueError(f"{_flag(name)} is {value}, expected at least {smallest}")
+    activations.from_name(config.activation)
+    for width in config.hidden_sizes:
+        if width < 1:
+            raise ValueError(f"--hidden-sizes has {width}, expected at least 1")
+    for name in ("dropout", "input_dropout", "label_smoothing", "average", "momentum", "soft_finish"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{_flag(name)} is {getattr(config, name)}, expected a number in [0, 1)")
+    for name, value in config.distortion._asdict().items():
+        if not value >= 0 or (name == "sigma" and value == 0):
+            raise ValueError(f"--distortion.{name} is {value}, expected a positive number")
+    for width in config.upright:
+        if not 0 <= width < math.inf:
+            raise ValueError(f"--upright has {width}, expected a positive number of pixels, or 0 for an image's own")
+    if len(config.upright) not in (0, 1, config.ensemble):
+        raise ValueError(f"--upright has {len(config.upright)} widths, {config.upright}, expected one, such as 0, or "
+                         f"one for each network of --ensemble {config.ensemble}")  # fmt: skip
+    if config.distortion == NO_DISTORTION and (config.views > 1 or config.soft_finish):
+        raise ValueError(f"--views is {config.views} and --soft-finish {config.soft_finish}, but without a "
+                         "--distortion all views and epochs are the same")  # fmt: skip
+    for name, optimizer in (("momentum", "sgd"), ("weight_decay", "adamw")):
+        if config.optimizer != optimizer and getattr(config, name) != getattr(Config, name):
+            raise ValueError(f"{_flag(name)} is {getattr(config, name)}, a setting of --optimizer {optimizer}, but the "
+                             f"optimizer is {config.optimizer}")  # fmt: skip
+    if config.batch_size % config.accumulate:
+        raise ValueError(
+            f"--batch-size is {config.batch_size}, expected a multiple of --accumulate {config.accumulate}"
+        )
+    if config.mesh and config.ensemble > 1:
+        raise ValueError("--mesh shares one network's work out, and --ensemble trains several: give one of them")
+    if config.validation == 0 and config.fold:
+        raise ValueError(f"--fold is {config.fold} and --validation is 0: hold some out")
+    if config.validation == 0 and not config.test:
+        raise ValueError("--no-test leaves the validation images to look at, and --validation is 0: hold some out")
+    if config.resume is not None:
+        check_same_run(config, config.resume)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

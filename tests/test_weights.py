@@ -1,0 +1,265 @@
+"""Weights and their network to a file and back, bit for bit, and files that are something else."""
+
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from safetensors.numpy import save
+
+import funcnet
+from funcnet import Activation, Loss, Network, activations, losses, weights
+
+PARAMS = oracle.network(0, (6, 9, 8, 4), np.float32)
+SQUARE = Activation("square", lambda z: z * z, lambda z, a: 2 * z)
+ABSOLUTE_ERROR = Loss(
+    "absolute_error", lambda out, y: jnp.abs(out - y).sum(-1), lambda out, y: jnp.sign(out - y), lambda out: out
+)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_round_trip_is_bit_exact(tmp_path, dtype, x64):
+    path = tmp_path / "weights.safetensors"
+    params = [(W.astype(dtype), b.astype(dtype)) for W, b in oracle.network(0, (6, 9, 4))]
+    weights.save(path, params, metadata={"run": "7"})
+    loaded, network = weights.load(path)
+    assert network == Network()
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == b.tobytes()
+    described = {"hidden": "relu", "output": "identity", "loss": "softmax_cross_entropy"}
+    assert weights.load_metadata(path) == {"format": "funcnet 1", "run": "7"} | described
+
+
+def test_fortran_order_and_strides_are_not_scrambled(tmp_path):
+    params = oracle.network(0, (6, 9, 4), np.float32)
+    weights.save(tmp_path / "w", [(np.asfortranarray(W), np.repeat(b, 2)[::2]) for W, b in params])
+    assert oracle.errors_in_eps(weights.load(tmp_path / "w")[0], params) == [0.0] * 4
+
+
+def test_float64_is_not_rounded_silently(tmp_path):
+    weights.save(tmp_path / "w", oracle.network(0, (6, 4), np.float64))
+    with pytest.raises(ValueError, match=r"layer1\.W is float64, which JAX would round to float32: set jax_enable_x64"):
+        weights.load(tmp_path / "w")
+
+
+# The network.
+
+NETWORKS = [
+    *(Network(f, output=f) for f in activations.SHIPPED),
+    *(Network(loss=loss) for loss in losses.SHIPPED),
+    *(Network(activations.tanh, compute_dtype=dtype) for dtype in ("bfloat16", "float16", "float32")),
+    Network((activations.relu, activations.leaky_relu(0.2))),
+    Network([activations.leaky_relu(-1e-30), activations.gelu], activations.sigmoid, losses.squared_error, "bfloat16"),
+]
+
+
+def test_a_network_comes_back_equal(tmp_path):
+    for network in NETWORKS:
+        weights.save(tmp_path / "w", PARAMS, network, metadata={"hidden": "what is kept for it wins"})
+        assert weights.load(tmp_path / "w")[1] == network
+        assert weights.load(tmp_path / "w", network)[1] == network
+    weights.save(tmp_path / "w", PARAMS[:1], Network([]))  # no hidden layer
+    assert weights.load(tmp_path / "w")[1] == Network([])
+
+
+def test_a_new_process_predicts_the_same_bits(tmp_path):
+    x = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    want = b""
+    networks = [Network(), Network(activations.tanh, compute_dtype="bfloat16"), NETWORKS[-2], NETWORKS[-1]]
+    for i, network in enumerate(networks):
+        weights.save(tmp_path / f"{i}", PARAMS, network)
+        want += np.asarray(funcnet.predict(PARAMS, x, network)).tobytes()
+    code = (
+        "import sys, numpy as np, funcnet; from funcnet import weights; x = np.load('x.npy')\n"
+        f"for i in range({len(networks)}):\n"
+        "    params, network = weights.load(str(i))\n"
+        "    sys.stdout.buffer.write(np.asarray(funcnet.predict(params, x, network)).tobytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True)
+    assert len(want) == len(networks) * 3 * 4 * 4
+    assert done.stdout == want
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Network(SQUARE), "unknown activation 'square', expected one of elu, .*"),
+        (Network((activations.relu, SQUARE)), "unknown activation 'square', expected one of elu, .*"),
+        (Network(output=SQUARE), "unknown activation 'square', expected one of elu, .*"),
+        (Network(loss=ABSOLUTE_ERROR), "unknown loss 'absolute_error', expected one of softmax_cross_entropy, .*"),
+    ],
+)
+def test_what_is_one_s_own_is_kept_by_name_and_has_to_be_brought(tmp_path, network, message):
+    weights.save(tmp_path / "w", PARAMS, network)
+    with pytest.raises(ValueError, match=rf"w: {message}; bring one of your own by load\(path, Network\(...\)\)"):
+        weights.load(tmp_path / "w")
+    params, brought = weights.load(tmp_path / "w", network)
+    assert brought is network
+    assert oracle.errors_in_eps(params, PARAMS) == [0.0] * 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": activations.relu}, "the file has the hidden tanh, but the network is given with relu"),
+        (
+            {"hidden": (activations.tanh,) * 2},
+            r'the file has the hidden tanh, but the network is given with \["tanh", "tanh"\]',
+        ),
+        ({"output": activations.tanh}, "the file has the output identity, but the network is given with tanh"),
+        ({"loss": losses.squared_error}, "the file has the loss softmax_cross_entropy, but .* with squared_error"),
+        ({"compute_dtype": "float16"}, "the file has the compute_dtype bfloat16, but .* with float16"),
+    ],
+)
+def test_a_network_of_other_names_than_the_file_s_is_refused(tmp_path, changes, message):
+    network = Network(activations.tanh, compute_dtype="bfloat16")
+    weights.save(tmp_path / "w", PARAMS, network)
+    with pytest.raises(ValueError, match=f"w: {message}"):
+        weights.load(tmp_path / "w", replace(network, **changes))
+
+
+def of_its_name(f):
+    """What carries the name of `f` and is another function."""
+    return replace(f, fn=jnp.sin if isinstance(f, Activation) else ABSOLUTE_ERROR.fn)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Network(of_its_name(activations.relu)),
+        Network((activations.relu, of_its_name(activations.tanh))),
+        Network(output=of_its_name(activations.sigmoid)),
+        Network(loss=of_its_name(losses.squared_error)),
+        Network(of_its_name(activations.leaky_relu())),
+        Network(of_its_name(activations.leaky_relu(0.2))),
+        Network(replace(SQUARE, name="leaky_relu")),  # which is short for that of slope 0.01
+        Network(replace(activations.relu, deriv=SQUARE.deriv)),
+    ],
+    ids=str,
+)
+def test_what_has_the_name_of_a_shipped_one_is_not_saved(tmp_path, network):
+    with pytest.raises(ValueError, match="is a function of your own with the name of a shipped one: give it another"):
+        weights.save(tmp_path / "w", PARAMS, network)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_names_no_activations_needs_a_network(tmp_path):
+    (tmp_path / "w").write_bytes(save({f"layer{l}.{n}": a for l, layer in enumerate(PARAMS, 1)
+                                       for n, a in zip("Wb", layer, strict=True)}))  # fmt: skip
+    message = r"w: the file does not name its activations and loss: load\(path, Network\(...\)\) says which they are"
+    with pytest.raises(ValueError, match=message):
+        weights.load(tmp_path / "w")
+    network = Network([activations.tanh, SQUARE], loss=ABSOLUTE_ERROR, compute_dtype="bfloat16")
+    params, brought = weights.load(tmp_path / "w", network)
+    assert brought is network
+    assert oracle.errors_in_eps(params, PARAMS) == [0.0] * 6
+    with pytest.raises(ValueError, match="w: hidden is a tuple of 1, expected an Activation or 2 of them"):
+        weights.load(tmp_path / "w", Network([activations.tanh]))
+
+
+# What is no such file, and no such network.
+
+W, B = np.ones((3, 2), np.float32), np.ones(2, np.float32)
+GOOD = {"layer1.W": W, "layer1.b": B}
+NAMES = {"hidden": "relu", "output": "identity", "loss": "squared_error"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a whole safetensors file"),
+        (b"junk" * 100, "not a whole safetensors file"),
+        (save(GOOD)[:-1], "not a whole safetensors file"),
+        (save(GOOD) + b"x", "not a whole safetensors file"),
+        (b"\xff" * 8 + b"{}", "not a whole safetensors file"),
+        (save({}), r"holds \[\], expected the tensors layer1.W, layer1.b"),
+        (save({"weight": W, "bias": B}), r"holds \['bias', 'weight'\], expected the tensors layer1.W"),
+        (save({"../../layer1.W": W, "layer1.b": B}), r"holds \['../../layer1.W', 'layer1.b'\], expected the tensors"),
+        (save({"layer1.W": W, "layer2.b": B}), "expected the tensors layer1.W, layer1.b"),
+        (save({"layer1.W": W, "layer1.b": W}), r"layer 1: W has shape \(3, 2\) and b \(3, 2\), expected"),
+        (save({"layer1.W": W.astype(np.int32), "layer1.b": B}), "layer1.W has dtype I32, expected one of F16"),
+        (save(GOOD, {"format": "funcnet 9"}), "the format 'funcnet 9', expected 'funcnet 1'"),
+        (pickle.dumps([(W, B)]), "not a whole safetensors file"),
+        ((1 << 62).to_bytes(8, "little") + b"{" * 64, "not a whole safetensors file"),  # a huge header
+        (save(GOOD, NAMES | {"hidden": "swish"}), "unknown activation 'swish', expected one of elu, gelu"),
+        (save(GOOD, NAMES | {"hidden": "["}), ""),
+        (save(GOOD, NAMES | {"hidden": "[1]"}), "unknown activation 1, expected one of elu, gelu"),
+        (save(GOOD, NAMES | {"hidden": '[["relu"]]'}), "unknown activation .*, expected one of elu, gelu"),
+        (save(GOOD, NAMES | {"hidden": '["relu"]'}), "hidden is a tuple of 1, expected an Activation or 0 of them"),
+        (save(GOOD, NAMES | {"loss": "relu"}), "unknown loss 'relu', expected one of softmax_cross_entropy"),
+        (save(GOOD, NAMES | {"compute_dtype": "int8"}), "compute_dtype is 'int8', expected a floating dtype"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "weights"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path}: .*{message}"):
+        weights.load(path)
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    weights.save(tmp_path / "w", [(W, B)])
+    assert len(weights.load(tmp_path / "w", sizes=(3, 2))[0]) == 1
+    with pytest.raises(ValueError, match="holds a network 3-2, expected 784-128-10"):
+        weights.load(tmp_path / "w", sizes=(784, 128, 10))
+
+
+def test_what_is_no_network_is_not_saved(tmp_path):
+    params = oracle.network(0, (6, 4), np.float32)
+    for message, call in {
+        "params is a list of 0": lambda: weights.save(tmp_path / "w", []),
+        r"metadata\['epochs'\] is 3, expected text": lambda: weights.save(
+            tmp_path / "w", params, metadata={"epochs": 3}
+        ),
+        "hidden is a tuple of 1, expected an Activation or 0 of them": lambda: weights.save(
+            tmp_path / "w", params, Network([activations.tanh])
+        ),
+        r"network is tanh of type Activation, expected a Network: Network\(hidden=tanh\)": lambda: weights.save(
+            tmp_path / "w", params, activations.tanh
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert list(tmp_path.iterdir()) == []
+    weights.save(tmp_path / "w", params)
+    with pytest.raises(
+        ValueError, match=r"network is relu of type Activation, expected a Network: Network\(hidden=relu"
+    ):
+        weights.load(tmp_path / "w", activations.relu)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"/no/w: there is no folder .*/no$"):
+        weights.save(tmp_path / "no" / "w", oracle.network(0, (6, 4), np.float32))
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "w"
+    weights.save(path, oracle.network(0, (6, 4), np.float32))
+    before = path.read_bytes()
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match=rf"cannot be written: No space left on device: '{path}'"):
+        weights.save(path, oracle.network(1, (6, 4), np.float32))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_saved_is_what_predicts(tmp_path):
+    params = funcnet.init(jax.random.key(0), (6, 9, 4))
+    weights.save(tmp_path / "w", params)
+    x = jnp.ones((3, 6))
+    loaded, network = weights.load(tmp_path / "w")
+    np.testing.assert_array_equal(funcnet.predict(loaded, x, network), funcnet.predict(params, x))
