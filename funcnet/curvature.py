@@ -6,7 +6,7 @@ positive semi-definite. Here `out` is `a_L`, so `H` is that of the loss on the n
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ def kronecker_factors(
 
 def _tangent_sweep(layers, direction) -> Array:
     """From the first layer to the last: how the output moves as the parameters move along `direction`."""
-    da = None  # the input does not move
+    da: Any = None  # the input does not move
     for layer, (V, c) in zip(layers, direction, strict=True):
         dz = times(layer.a_in, V)  # (..., n_{l-1}) -> (..., n_l)
         dz = dz + jnp.broadcast_to(c, dz.shape)

@@ -57,12 +57,12 @@ class Network:
 
     def __post_init__(self):
         """Check the fields; make a list a tuple and a name a dtype, so that equal networks compare equal."""
-        if isinstance(self.hidden, list):
+        named = [("hidden", self.hidden)]
+        if isinstance(self.hidden, (list, tuple)):
             object.__setattr__(self, "hidden", tuple(self.hidden))
-        many = isinstance(self.hidden, tuple)
-        for l, f in enumerate(self.hidden if many else (self.hidden,)):
-            _check_activation(f"hidden[{l}]" if many else "hidden", f)
-        _check_activation("output", self.output)
+            named = [(f"hidden[{l}]", f) for l, f in enumerate(self.hidden)]
+        for name, f in [*named, ("output", self.output)]:
+            _check_activation(name, f)
         if not isinstance(self.loss, Loss):
             raise ValueError(f"loss is {_describe(self.loss)}, expected a Loss")
         if self.compute_dtype is not None:
@@ -84,7 +84,7 @@ class Network:
         >>> Network().activations(3)
         (relu, relu, identity)
         """
-        hidden = self.hidden if isinstance(self.hidden, tuple) else (self.hidden,) * (L - 1)
+        hidden = (self.hidden,) * (L - 1) if isinstance(self.hidden, Activation) else tuple(self.hidden)
         if len(hidden) != L - 1:
             raise ValueError(f"hidden is {_describe(hidden)}, expected an Activation or {L - 1} of them, one for each "
                              f"hidden layer of {L} layers")  # fmt: skip

@@ -4,7 +4,7 @@ No global state: no `pyplot`, no style sheet left behind. Colours are told apart
 (Okabe and Ito 2008; viridis).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,21 @@ from jax.typing import ArrayLike
 from funcnet.extras import import_extra
 
 __all__ = [
-    "confusion_matrix", "curves", "decision_boundary", "first_layer_weights", "fit", "images", "lines", "space",
-    "worst_mistakes",
+    "confusion_matrix", "curves", "finish", "first_layer_weights", "images", "lines", "new_figure", "worst_mistakes",
 ]  # fmt: skip
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
-_STYLES = [
+STYLES = [
     {"color": color, "linestyle": line} for color, line in ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
 ]
-_CLASSES = ({"color": BLUE, "marker": "o"}, {"color": ORANGE, "marker": "^"})
 
 
-def _figure(width: float, height: float, title: str) -> Any:
+def new_figure(width: float, height: float, title: str) -> Any:
+    """A figure of that size in inches, drawn on by nobody else.
+
+    >>> new_figure(6.4, 3.6, "A title")
+    <Figure size 640x360 with 0 Axes>
+    """
     figure = import_extra("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title)
     return figure
@@ -44,17 +47,17 @@ def curves(history: Sequence[Mapping[str, float]]) -> Any:
     <Figure size 800x320 with 2 Axes>
     """
     sets = [name for name in ("train", "validation") if history and f"{name}_loss" in history[0]]
-    figure = _figure(8, 3.2, "Learning curves: the gap between the two sets is overfitting")
+    figure = new_figure(8, 3.2, "Learning curves: the gap between the two sets is overfitting")
     left, right = figure.subplots(1, 2)
     epochs = np.arange(1, len(history) + 1)
-    for name, style in zip(sets, _STYLES, strict=False):
+    for name, style in zip(sets, STYLES, strict=False):
         left.plot(epochs, [row[f"{name}_loss"] for row in history], marker=".", label=name, **style)
         errors = [100 * (1 - row[f"{name}_accuracy"]) for row in history]
         right.plot(epochs, errors, marker=".", label=name, **style)
     for axes, label in ((left, "mean loss (nats)"), (right, "error rate (%)")):
         axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _finish(axes)
+        finish(axes)
     return figure
 
 
@@ -74,7 +77,7 @@ def confusion_matrix(counts: ArrayLike) -> Any:
     K = len(counts)
     errors = np.where(np.eye(K, dtype=bool), 0, counts)
     accuracy = np.trace(counts) / max(counts.sum(), 1)
-    figure = _figure(6.4, 6, f"Confusion matrix: {accuracy:.2%} right, {errors.sum():,} of {counts.sum():,} wrong")
+    figure = new_figure(6.4, 6, f"Confusion matrix: {accuracy:.2%} right, {errors.sum():,} of {counts.sum():,} wrong")
     axes = figure.subplots()
     axes.imshow(errors, cmap="Oranges", vmax=max(errors.max(), 1) * 1.5)
     for true, predicted in np.ndindex(K, K):
@@ -136,7 +139,7 @@ def images(x: ArrayLike, titles: Sequence[str], *, title: str, rows: int = 4, co
     >>> images(np.zeros((3, 64)), ["a", "b", "c"], title="Three digits", rows=1, columns=3)
     <Figure size 345x205 with 3 Axes>
     """
-    figure = _figure(1.15 * columns, 1.45 * rows + 0.6, title)
+    figure = new_figure(1.15 * columns, 1.45 * rows + 0.6, title)
     return _grid(figure, np.asarray(x), titles, rows, columns, "gray_r")
 
 
@@ -162,7 +165,7 @@ def first_layer_weights(W: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any
     strongest = np.argsort(-np.linalg.norm(W, axis=0))[: rows * columns]
     images = W[:, strongest].T
     limit = float(np.abs(images).max(initial=1e-12))
-    figure = _figure(1.15 * columns, 1.2 * rows + 0.6, f"First-layer weights of the {len(strongest)} units with the "
+    figure = new_figure(1.15 * columns, 1.2 * rows + 0.6, f"First-layer weights of the {len(strongest)} units with the "
                      f"largest norms: blue {-limit:.2f}, white 0, red {limit:.2f}")  # fmt: skip
     return _grid(figure, images, [f"unit {i}" for i in strongest], rows, columns, "RdBu_r", -limit, limit)
 
@@ -192,9 +195,9 @@ def lines(
     >>> lines({"relu": [1, 0.5], "tanh": [1, 0.7]}, title="Signals", x_label="layer", y_label="rms")
     <Figure size 640x360 with 1 Axes>
     """
-    figure = _figure(6.4, 3.6, title)
+    figure = new_figure(6.4, 3.6, title)
     axes = figure.subplots()
-    for (name, sequence), style in zip(values.items(), _STYLES, strict=False):
+    for (name, sequence), style in zip(values.items(), STYLES, strict=False):
         sequence = np.asarray(sequence)
         axes.plot(np.arange(1, len(sequence) + 1) if x is None else x[name], sequence, label=name, **style)
     axes.set(xlabel=x_label, ylabel=y_label, **({"yscale": "log"} if log else {}))
@@ -202,124 +205,12 @@ def lines(
         axes.set_xscale("log")
     elif x is None:
         axes.xaxis.get_major_locator().set_params(integer=True)
-    _finish(axes)
+    finish(axes)
     return figure
 
 
-def fit(x: ArrayLike, y: ArrayLike, curves: Mapping[str, ArrayLike], *, title: str) -> Any:
-    """Points of one variable, and curves through them.
-
-    Args:
-      x: `(N,)`, in ascending order.
-      y: `(N,)`.
-      curves: values `(N,)` for each name.
-      title: what to see.
-
-    Returns:
-      The figure.
-
-    >>> x = np.linspace(0, 1, 5)
-    >>> fit(x, x**2, {"square": x**2}, title="A parabola")
-    <Figure size 640x360 with 1 Axes>
-    """
-    figure = _figure(6.4, 3.6, title)
-    axes = figure.subplots()
-    axes.plot(x, y, ".", color=GREY, markersize=4, label="data")
-    for (name, values), style in zip(curves.items(), _STYLES, strict=False):
-        axes.plot(x, values, label=name, **style)
-    axes.set(xlabel="x", ylabel="y")
-    _finish(axes)
-    return figure
-
-
-def space(
-    frames: Callable[[np.ndarray], Sequence[tuple[str, np.ndarray]]],
-    x: ArrayLike,
-    y: ArrayLike,
-    *,
-    line: tuple[np.ndarray, float],
-) -> Any:
-    """Two classes of points, and a grid of the plane, carried through maps of the plane one after the other.
-
-    Args:
-      frames: `points (N, 2) -> [(title, points (N, 2)), ...]`, one for each panel.
-      x: points `(N, 2)`.
-      y: class ids 0 and 1, `(N,)`.
-      line: `(w, b)`: in the last panel the line `w . point + b = 0` is drawn.
-
-    Returns:
-      The figure.
-
-    >>> x, y = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1])
-    >>> turned = np.array([[0.0, 1.0], [-1.0, 0.0]])
-    >>> space(lambda p: [("as it is", p), ("turned", p @ turned)], x, y, line=(np.array([1.0, 1.0]), 0.0))
-    <Figure size 620x350 with 2 Axes>
-    """
-    x, y = np.asarray(x), np.asarray(y)
-    low, high = x.min(), x.max()
-    ticks, along = np.linspace(low, high, 13), np.linspace(low, high, 121)
-    grid = [np.stack([np.full_like(along, tick), along], 1) for tick in ticks]
-    grid += [points[:, ::-1] for points in grid]
-    panels = frames(x)
-    carried = [frames(points) for points in grid]
-    figure = _figure(3.1 * len(panels), 3.5, "What a layer does to space: turn and stretch, move, bend")
-    for i, (axes, (title, points)) in enumerate(zip(figure.subplots(1, len(panels)), panels, strict=True)):
-        for frame in carried:
-            axes.plot(*frame[i][1].T, color=GREY, linewidth=0.5, alpha=0.6)
-        for k, style in enumerate(_CLASSES):
-            axes.scatter(*points[y == k].T, s=9, **style, label=f"class {k}", zorder=2)
-        axes.set_title(title, fontsize=10)
-        axes.set_aspect("equal", "box")
-        axes.tick_params(labelsize=7)
-        axes.locator_params(nbins=5)
-        if i == len(panels) - 1:
-            w, b = line
-            foot, way = -b * w / (w @ w), np.array([-w[1], w[0]]) / np.linalg.norm(w)
-            bounds = axes.axis()
-            axes.plot(*np.stack([foot - 9 * way, foot + 9 * way], 1), color="black", label="the last layer's line")
-            axes.axis(bounds)
-            axes.legend(fontsize=7, loc="best")
-    return figure
-
-
-def decision_boundary(
-    x: ArrayLike, y: ArrayLike, probability: Callable[[np.ndarray], ArrayLike], losses: ArrayLike
-) -> Any:
-    """The loss by step; and what a network with two inputs says everywhere, with the points that it was fitted to.
-
-    Args:
-      x: points `(N, 2)`.
-      y: class ids 0 and 1, `(N,)`.
-      probability: `points (M, 2) -> (M,)`, of class 1.
-      losses: before each step.
-
-    Returns:
-      The figure.
-
-    >>> x, y = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1])
-    >>> decision_boundary(x, y, lambda points: points[:, 0] / 3 + 0.5, losses=[0.7, 0.5])
-    <Figure size 900x360 with 3 Axes>
-    """
-    x, y = np.asarray(x), np.asarray(y)
-    figure = _figure(9, 3.6, "The loss falls at every step, until a bent line separates the two classes")
-    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
-    left.plot(losses, **_STYLES[0])
-    left.set(xlabel="step", ylabel="mean loss (nats)", ylim=(0, None))
-    left.grid(alpha=0.3)
-    (x_low, y_low), (x_high, y_high) = x.min(0) - 0.3, x.max(0) + 0.3
-    across, up = np.meshgrid(np.linspace(x_low, x_high, 160), np.linspace(y_low, y_high, 120))
-    p = np.asarray(probability(np.stack([across.ravel(), up.ravel()], 1).astype(x.dtype))).reshape(across.shape)
-    shades = right.contourf(across, up, p, levels=np.linspace(0, 1, 11), cmap="PuOr_r", alpha=0.6)
-    right.contour(across, up, p, levels=[0.5], colors="black")
-    for k, style in enumerate(_CLASSES):
-        right.scatter(*x[y == k].T, s=14, edgecolors="white", linewidths=0.4, **style, label=f"class {k}")
-    figure.colorbar(shades, ax=right, label="probability of class 1; black: 1/2")
-    right.set(xlabel="x_1", ylabel="x_2")
-    right.legend(fontsize=8, loc="upper right")
-    return figure
-
-
-def _finish(axes) -> None:
+def finish(axes: Any) -> None:
+    """A grid and a legend."""
     axes.grid(alpha=0.3)
     axes.legend()
 

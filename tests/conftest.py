@@ -1,4 +1,4 @@
-"""The strict house: no implicit promotion of ranks or dtypes, every warning an error, eight CPU devices."""
+"""The strict house: no promotion of ranks or dtypes, full precision, every warning an error, eight CPU devices."""
 
 import importlib.util
 import os
@@ -11,6 +11,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_default_matmul_precision", "highest")  # on accelerators float32 products are rounded to TF32
 
 # A script that starts the suite with & makes it deaf to Ctrl-C, and so would be the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -48,7 +49,10 @@ def mnist():
 
 
 def pytest_collection_modifyitems(items):
-    """PyTorch and ONNX are no part of the extra `test`: their wheels are large. In CI they are there."""
+    """Warnings are errors within tests alone: those of other people's plugins, before the first test, are not ours."""
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("error"), append=False)  # before a test's own filters
+    # PyTorch and ONNX are no part of the extra `test`: their wheels are large. In CI they are there.
     for package in ("torch", "onnx"):
         if importlib.util.find_spec(package) is None and not os.environ.get("CI"):
             for item in items:

@@ -44,7 +44,12 @@ def source_of(name):
 
 
 def in_a_new_process(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:funcnet", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
 
 
 def test_an_import_pulls_in_no_extra():

@@ -56,6 +56,22 @@ def test_no_false_alarm_in_a_short_sweep(capsys):
     assert printed.startswith("0 of 6 correct gradients rejected (seed 7: ")
 
 
+def test_a_false_alarm_is_printed_with_what_reproduces_it(monkeypatch, capsys):
+    report = testing.Report("backward", (testing.Row("layer 1 W", (4, 5), np.inf, False, ""),))
+    monkeypatch.setattr(testing, "check_backward", lambda *args, **arrays: report)
+    assert false_alarms.main(cases=5, seed=7, draws=2) == 1
+    printed = capsys.readouterr().out
+    scripts = re.findall(r"backward: WRONG\nlayer 1 W .*\nto reproduce: python (\S+)\n", printed)
+    assert all("testing.check_backward" in Path(script).read_text() for script in scripts)
+    assert len(scripts) == 5
+    assert "5 of 5 correct gradients rejected" in printed
+
+
+def test_there_are_37_mutants():
+    assert len(mutants.MUTANTS) == 37
+    assert mutants.SQUARE.issubset(mutants.MUTANTS)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("leading", [(), (7,), (2, 3)])
 def test_backward_with_everything_passes(leading, masked, dtype):

@@ -1,7 +1,7 @@
 """What a run trains on and is scored on."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +16,9 @@ from funcnet.regularizers import smooth_labels
 class Part(NamedTuple):
     """Training, validation or test data."""
 
-    images: np.ndarray  # (N, pixels) uint8, as stored
-    inputs: np.ndarray  # the same as the network sees them, or (M, N, pixels), if each of an ensemble has its own
-    labels: np.ndarray  # (N,) class ids
+    images: Any  # (N, pixels) uint8, as stored
+    inputs: Any  # the same as the network sees them, or (M, N, pixels), if each of an ensemble has its own
+    labels: Any  # (N,) class ids
 
 
 class Data(NamedTuple):
@@ -26,7 +26,7 @@ class Data(NamedTuple):
 
     name: str
     parts: dict[str, Part]  # train, maybe validation, test
-    targets: np.ndarray  # of the training images: class ids, or smoothed (N, K)
+    targets: Any  # of the training images: class ids, or smoothed (N, K)
 
     @property
     def classes(self) -> int:

@@ -54,6 +54,18 @@ def fit(x, y, network, steps=600, seed=0):
     return descend(params, x, y, network, optimizer, steps)
 
 
+def draw(x, y, curves):
+    """The points, and curves through them."""
+    figure = plotting.new_figure(6.4, 3.6, "Two losses, one network: log cosh minds the outliers less")
+    axes = figure.subplots()
+    axes.plot(x, y, ".", color=plotting.GREY, markersize=4, label="data")
+    for (name, values), style in zip(curves.items(), plotting.STYLES, strict=False):
+        axes.plot(x, values, label=name, **style)
+    axes.set(xlabel="x", ylabel="y")
+    plotting.finish(axes)
+    return figure
+
+
 def main(*, out: Picture = "any_loss.png") -> None:
     """Check a new activation and a new loss, train with them, and draw the fit."""
     x, y = data()
@@ -68,7 +80,7 @@ def main(*, out: Picture = "any_loss.png") -> None:
         distance = jnp.sqrt(jnp.mean((curves[name] - wave) ** 2))
         print(f"{name:14} {losses[0]:.3f} before, {losses[-1]:.3f} after {len(losses) - 1} steps; "
               f"root mean square distance from the wave: {distance:.3f}")  # fmt: skip
-    save(plotting.fit(x[:, 0], y[:, 0], curves, title="Two losses, one network: log cosh minds the outliers less"), out)
+    save(draw(x[:, 0], y[:, 0], curves), out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ only draw a line; what the layers before it are for is to bend space until a lin
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tutorial import Picture, command, descend, save
+from tutorial import CLASSES, Picture, command, descend, save
 
 import funcnet
 from funcnet import Network, datasets, evaluation, init, plotting, standard_normal
@@ -54,6 +54,31 @@ def frames(params, x):
             ("tanh: bent, and a line will do", np.tanh(x @ W + b))]  # fmt: skip
 
 
+def draw(params, x, y):
+    """The two classes and a grid of the plane, carried through the maps; in the end the last layer's line."""
+    ticks, along = np.linspace(x.min(), x.max(), 13), np.linspace(x.min(), x.max(), 121)
+    grid = [np.stack([np.full_like(along, tick), along], 1) for tick in ticks]
+    panels, *lines = (frames(params, points) for points in [x, *grid, *(points[:, ::-1] for points in grid)])
+    figure = plotting.new_figure(3.1 * len(panels), 3.5, "What a layer does to space: turn and stretch, move, bend")
+    for i, (axes, (title, points)) in enumerate(zip(figure.subplots(1, len(panels)), panels, strict=True)):
+        for line in lines:
+            axes.plot(*line[i][1].T, color=plotting.GREY, linewidth=0.5, alpha=0.6)
+        for k, style in enumerate(CLASSES):
+            axes.scatter(*points[y == k].T, s=9, **style, label=f"class {k}", zorder=2)
+        axes.set_title(title, fontsize=10)
+        axes.set_aspect("equal", "box")
+        axes.tick_params(labelsize=7)
+        axes.locator_params(nbins=5)
+    axes = figure.axes[-1]
+    w, b = (np.asarray(leaf).ravel() for leaf in params[1])
+    foot, way = -b * w / (w @ w), np.array([-w[1], w[0]]) / np.linalg.norm(w)
+    bounds = axes.axis()
+    axes.plot(*np.stack([foot - 9 * way, foot + 9 * way], 1), color="black", label="the last layer's line")
+    axes.axis(bounds)
+    axes.legend(fontsize=7, loc="best")
+    return figure
+
+
 def main(*, out: Picture = "forward_pass.png") -> None:
     """Print the shapes of a forward pass, and draw what it does to the plane."""
     rows, _, p = shapes(evaluation.scale_pixels(None, jnp.asarray(datasets.load_mnist().train[0][:75])))
@@ -63,8 +88,7 @@ def main(*, out: Picture = "forward_pass.png") -> None:
     x, y = wedge()
     params, accuracy = bend(x, y)
     print(f"2-2-1 tells the wedge from the rest with an accuracy of {accuracy:.1%}")
-    w, b = map(np.asarray, params[1])
-    save(plotting.space(lambda points: frames(params, points), x, y, line=(w[:, 0], float(b[0]))), out)
+    save(draw(params, x, y), out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Together they are `log sum exp(logits) - logits[label]`, which stays correct whe
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tutorial import Picture, command, descend, save
+from tutorial import CLASSES, Picture, command, descend, save
 
 from funcnet import Network, init, plotting, predict, sgd, tanh, testing
 from funcnet.network import check_labels
@@ -36,6 +36,26 @@ def fit(x, y, steps=300, rate=0.5, seed=0):
     return descend(init(jax.random.key(seed), (2, 10, 2)), x, y, NETWORK, sgd(rate), steps)
 
 
+def draw(x, y, probability, losses):
+    """The loss by step; and what the network says everywhere, with the points that it was fitted to."""
+    figure = plotting.new_figure(9, 3.6, "The loss falls at every step, until a bent line separates the two classes")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
+    left.plot(losses, **plotting.STYLES[0])
+    left.set(xlabel="step", ylabel="mean loss (nats)", ylim=(0, None))
+    left.grid(alpha=0.3)
+    low, high = x.min(0) - 0.3, x.max(0) + 0.3
+    across, up = np.meshgrid(np.linspace(low[0], high[0], 160), np.linspace(low[1], high[1], 120))
+    p = np.asarray(probability(np.stack([across.ravel(), up.ravel()], 1).astype(x.dtype))).reshape(across.shape)
+    shades = right.contourf(across, up, p, levels=np.linspace(0, 1, 11), cmap="PuOr_r", alpha=0.6)
+    right.contour(across, up, p, levels=[0.5], colors="black")
+    for k, style in enumerate(CLASSES):
+        right.scatter(*x[y == k].T, s=14, edgecolors="white", linewidths=0.4, **style, label=f"class {k}")
+    figure.colorbar(shades, ax=right, label="probability of class 1; black: 1/2")
+    right.set(xlabel="x_1", ylabel="x_2")
+    right.legend(fontsize=8, loc="upper right")
+    return figure
+
+
 def main(*, out: Picture = "maximum_likelihood.png") -> None:
     """Print the checks, fit two moons, and draw the loss and the decision boundary."""
     z = jnp.linspace(-8, 8, 5)
@@ -54,7 +74,7 @@ def main(*, out: Picture = "maximum_likelihood.png") -> None:
     params, losses = fit(x, y)
     falls = "falls" if (jnp.diff(losses) < 0).all() else "does not fall"
     print(f"two moons, 2-10-2: loss {losses[0]:.3f}, after 300 steps {losses[-1]:.3f}; it {falls} at every step")
-    save(plotting.decision_boundary(x, y, lambda points: predict(params, points, NETWORK)[:, 1], losses), out)
+    save(draw(x, y, lambda points: predict(params, points, NETWORK)[:, 1], losses), out)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from funcnet import objective, training
+from funcnet import objective, plotting, training
 
 Picture = Annotated[str, tyro.conf.arg(metavar="PATH", help="the picture.")]
 Seeds = Annotated[int, tyro.conf.arg(help="runs of each.")]
+
+CLASSES = ({"color": plotting.BLUE, "marker": "o"}, {"color": plotting.ORANGE, "marker": "^"})
 
 
 def descend(params, x, y, network, optimizer, steps):
