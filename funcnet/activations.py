@@ -58,8 +58,8 @@ class Activation:
     deriv: Callable[[Array, Array], Array]
 
     def __repr__(self) -> str:
-        """The name alone: signatures and reports stay readable."""
-        return self.name
+        """Short, so that signatures and reports stay readable: a shipped one is its name."""
+        return self.name if is_shipped(self) else f"Activation({self.name!r}, ...)"
 
     def __reduce__(self):
         """How to pickle it."""

@@ -51,8 +51,8 @@ class Loss:
     predict: Callable[[Array], Array]
 
     def __repr__(self) -> str:
-        """The name alone."""
-        return self.name
+        """Short, as that of an `Activation`."""
+        return self.name if self in SHIPPED else f"Loss({self.name!r}, ...)"
 
     def __reduce__(self):
         """How to pickle it."""

@@ -55,7 +55,8 @@ def main():
     params = funcnet.init(key, (x.shape[1], HIDDEN_UNITS, 10))
     for i, key in enumerate(epoch_keys, 1):
         params, loss = epoch(params, key, x, y)
-        print(f"epoch {i:2}: loss {loss:.4f}, test accuracy {accuracy(params, x_test, y_test):.2%}", flush=True)
+        print(f"epoch {i:2}: loss {loss:.4f}", flush=True)
+    print(f"test accuracy {accuracy(params, x_test, y_test):.2%}")
 
 
 if __name__ == "__main__":

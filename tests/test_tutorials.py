@@ -121,12 +121,12 @@ def test_mnist_from_scratch_learns_the_digits_where_mnist_cannot_be_had(monkeypa
 
     monkeypatch.setattr(datasets, "load_mnist", nowhere)
     mnist_from_scratch.main()
-    said, *lines = capsys.readouterr().out.splitlines()
+    said, *lines, last = capsys.readouterr().out.splitlines()
     assert said.startswith("MNIST cannot be had here")
-    rows = [re.fullmatch(r"epoch +(\d+): loss ([\d.]+), test accuracy ([\d.]+)%", line).groups() for line in lines]
-    assert [int(number) for number, _, _ in rows] == list(range(1, 11))
-    assert (np.diff([float(loss) for _, loss, _ in rows]) < 0).all()
-    assert float(rows[-1][2]) > 94
+    rows = [re.fullmatch(r"epoch +(\d+): loss ([\d.]+)", line).groups() for line in lines]
+    assert [int(number) for number, _ in rows] == list(range(1, 11))
+    assert (np.diff([float(loss) for _, loss in rows]) < 0).all()
+    assert float(re.fullmatch(r"test accuracy ([\d.]+)%", last)[1]) > 94
 
 
 def test_its_step_is_gradient_descent():
