@@ -189,9 +189,6 @@ def from_name(name: str) -> Activation:
     Args:
       name: `relu`, `tanh`, ..., `leaky_relu` (slope 0.01) or `leaky_relu(0.2)`.
 
-    Returns:
-      The activation.
-
     Raises:
       ValueError: there is none of that name; the message lists those there are.
 
@@ -199,9 +196,9 @@ def from_name(name: str) -> Activation:
     True
     """
     by_name = {activation.name: activation for activation in SHIPPED} | {"leaky_relu": leaky_relu()}
-    if name in by_name:
+    if isinstance(name, str) and name in by_name:
         return by_name[name]
-    if name.startswith("leaky_relu(") and name.endswith(")"):
+    if isinstance(name, str) and name.startswith("leaky_relu(") and name.endswith(")"):
         try:
             return leaky_relu(float(name[len("leaky_relu(") : -1]))
         except ValueError:

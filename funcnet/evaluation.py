@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from funcnet.losses import is_class_ids, softmax_cross_entropy
 from funcnet.mlp import forward
-from funcnet.network import Network, Params, check_labels, targets_and_shares
+from funcnet.network import Network, Params, check_labels, check_network, targets_and_shares
 
 __all__ = ["Metrics", "Transform", "ensemble", "evaluate", "forward_in_batches", "is_correct", "scale_pixels", "score"]
 
@@ -59,6 +59,7 @@ def score(out: Array, y: ArrayLike, network: Network = Network()) -> Metrics:
     >>> score(jnp.zeros((5, 3)), jnp.array([0, 1, 2, 0, 1]))
     Metrics(loss=Array(1.0986, dtype=float32), accuracy=Array(0.4, dtype=float32))
     """
+    check_network(network)
     y, share = targets_and_shares(y, out, None)
     return Metrics(jnp.sum(share * network.loss.fn(out, y)), is_correct(out, y).astype(out.dtype).mean())
 

@@ -40,8 +40,8 @@ class Network:
       hidden: one `Activation` for all hidden layers, or a sequence of `L - 1`, kept as a tuple.
       output: the `Activation` of the last layer. Softmax is not one: it is in the loss, on logits.
       loss: the `Loss`.
-      compute_dtype: the dtype of the factors of matrix products, say bfloat16; by default that of all the rest. Sums,
-        deltas and parameters stay as they are.
+      compute_dtype: the dtype of the factors of matrix products, say bfloat16, kept by its name; by default that of all
+        the rest. Sums, deltas and parameters stay as they are.
 
     Raises:
       ValueError: a field that is no `Activation`, `Loss` or floating dtype.
@@ -56,7 +56,7 @@ class Network:
     compute_dtype: DTypeLike | None = None
 
     def __post_init__(self):
-        """Check the fields; make a list a tuple and a name a dtype, so that equal networks compare equal."""
+        """Check the fields; make a list a tuple and a dtype its name, so that equal networks compare equal."""
         named = [("hidden", self.hidden)]
         if isinstance(self.hidden, (list, tuple)):
             object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -65,13 +65,12 @@ class Network:
             _check_activation(name, f)
         if not isinstance(self.loss, Loss):
             raise ValueError(f"loss is {_describe(self.loss)}, expected a Loss")
-        if self.compute_dtype is not None:
-            object.__setattr__(self, "compute_dtype", _floating_dtype(self.compute_dtype))
+        if self.compute_dtype is not None:  # kept by its name: NumPy's float64 is equal to None
+            object.__setattr__(self, "compute_dtype", _floating_dtype(self.compute_dtype).name)
 
     def __repr__(self) -> str:
         """What differs from the default, as it is written in Python."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["compute_dtype"] = values["compute_dtype"] and values["compute_dtype"].name
         told = [f"{field.name}={values[field.name]!r}" for field in fields(self) if values[field.name] != field.default]
         return f"Network({', '.join(told)})"
 
@@ -206,7 +205,7 @@ def check_network(network: Any) -> None:
         hint = f": Network(hidden={network!r})" if isinstance(network, Activation) else ""
         raise ValueError(f"network is {_describe(network)}, expected a Network{hint}")
     dtype = network.compute_dtype
-    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype).name != dtype:
         raise ValueError(f"compute_dtype is {dtype}, which JAX would make float32: set jax_enable_x64 first")
 
 

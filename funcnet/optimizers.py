@@ -74,9 +74,6 @@ def sgd(lr: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Opti
       momentum: the part of the velocity that is kept; the number 0 keeps no velocity at all.
       nesterov: look ahead along the velocity.
 
-    Returns:
-      The optimizer.
-
     >>> optimizer = sgd(0.1, momentum=0.9)
     >>> state = optimizer.init(jnp.array([0.0]))
     >>> for _ in range(2):
@@ -121,9 +118,6 @@ def rmsprop(lr: LearningRate, decay: float = 0.9, eps: float = 1e-8) -> Optimize
       decay: of the running mean of squares.
       eps: keeps the root away from zero.
 
-    Returns:
-      The optimizer.
-
     >>> optimizer = rmsprop(0.1)
     >>> updates, state = optimizer.update(jnp.array([2.0]), optimizer.init(jnp.array([0.0])))
     >>> updates, state.square  # -0.1 * 2 / sqrt(0.4)
@@ -165,9 +159,6 @@ def adam(lr: LearningRate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
       b2: decay of the mean square.
       eps: keeps the denominator away from zero.
 
-    Returns:
-      The optimizer.
-
     >>> optimizer = adam(0.1)
     >>> updates, state = optimizer.update(jnp.array([2.0, -0.02]), optimizer.init(jnp.zeros(2)))
     >>> updates  # the first step is of length lr in every entry
@@ -189,9 +180,6 @@ def adamw(
       b2: decay of the mean square.
       eps: keeps the denominator away from zero.
       weight_decay: the number 0 makes it `adam`, which needs no `params` in `update`.
-
-    Returns:
-      The optimizer.
 
     Raises:
       ValueError: from `update`, if there is decay but no `params`.

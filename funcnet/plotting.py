@@ -40,9 +40,6 @@ def curves(history: Sequence[Mapping[str, float]]) -> Any:
       history: one mapping per epoch, with `train_loss`, `train_accuracy` and maybe `validation_loss`,
         `validation_accuracy`.
 
-    Returns:
-      The figure.
-
     >>> curves([{"train_loss": 0.5, "train_accuracy": 0.9}, {"train_loss": 0.2, "train_accuracy": 0.95}])
     <Figure size 800x320 with 2 Axes>
     """
@@ -66,9 +63,6 @@ def confusion_matrix(counts: ArrayLike) -> Any:
 
     Args:
       counts: `(K, K)` integers, `counts[true, predicted]`.
-
-    Returns:
-      The figure.
 
     >>> confusion_matrix([[5, 1], [0, 4]])
     <Figure size 640x600 with 1 Axes>
@@ -130,9 +124,6 @@ def images(x: ArrayLike, titles: Sequence[str], *, title: str, rows: int = 4, co
       rows: of the grid.
       columns: of the grid.
 
-    Returns:
-      The figure.
-
     Raises:
       ValueError: the images are not square.
 
@@ -188,9 +179,6 @@ def lines(
       y_label: with its unit.
       log: a logarithmic vertical axis; with `x`, both are logarithmic.
       x: where the values of each name lie.
-
-    Returns:
-      The figure.
 
     >>> lines({"relu": [1, 0.5], "tanh": [1, 0.7]}, title="Signals", x_label="layer", y_label="rms")
     <Figure size 640x360 with 1 Axes>

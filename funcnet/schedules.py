@@ -31,9 +31,6 @@ def exponential(lr: float, *, decay_rate: float, decay_steps: int) -> Schedule:
       decay_rate: the factor over each `decay_steps`.
       decay_steps: at least 1.
 
-    Returns:
-      The schedule.
-
     Raises:
       ValueError: `decay_steps` is not positive.
 
@@ -54,9 +51,6 @@ def cosine(lr: float, *, total_steps: int, warmup_steps: int = 0, final_lr: floa
       total_steps: warm-up included; constant afterwards.
       warmup_steps: fewer than `total_steps`.
       final_lr: at `total_steps`.
-
-    Returns:
-      The schedule.
 
     Raises:
       ValueError: `total_steps` is not more than `warmup_steps`.
@@ -89,9 +83,6 @@ def one_cycle(
       warmup: the part of the steps, between 0 and 1, that goes up.
       start_factor: how far below the peak to start.
       end_factor: how far below the start to end.
-
-    Returns:
-      The schedule.
 
     Raises:
       ValueError: `total_steps` is not positive, or `warmup` not between 0 and 1.

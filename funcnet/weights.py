@@ -158,13 +158,16 @@ def _described(network) -> dict[str, str]:
         _named(f)
     hidden = network.hidden.name if one else json.dumps([f.name for f in network.hidden])
     described = {"hidden": hidden, "output": _named(network.output), "loss": _named(network.loss)}
-    return described | ({} if network.compute_dtype is None else {"compute_dtype": network.compute_dtype.name})
+    return described | ({} if network.compute_dtype is None else {"compute_dtype": str(network.compute_dtype)})
 
 
 def _named(f) -> str:
     """The name of an activation or loss, by which it is found again."""
-    shipped = activations.SHIPPED if isinstance(f, Activation) else losses.SHIPPED
-    if f.name in {other.name for other in shipped} and f not in shipped:
+    try:
+        (activations if isinstance(f, Activation) else losses).from_name(f.name)
+    except ValueError:
+        return f.name  # of the caller's own
+    if not (activations.is_shipped(f) if isinstance(f, Activation) else f in losses.SHIPPED):
         raise ValueError(f"{f.name} is a function of your own with the name of a shipped one: give it another name")
     return f.name
 
@@ -173,6 +176,7 @@ def _network(metadata, network) -> Network:
     """The network that a file describes, or the caller's, if it is of the same names."""
     kept = {name: metadata[name] for name in ("hidden", "output", "loss", "compute_dtype") if name in metadata}
     if network is not None:
+        check_network(network)
         for name, value in _described(network).items():
             if kept.get(name, value) != value:
                 raise ValueError(f"the file has the {name} {kept[name]}, but the network is given with {value}")

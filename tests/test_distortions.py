@@ -117,14 +117,25 @@ def test_it_composes(images):
     """Under jit, vmap over keys and over amounts, leading axes, one image, an epoch's scan."""
     x, key = jnp.asarray(images), jax.random.key(0)
     expected = distort(key, x)
-    np.testing.assert_allclose(jax.jit(distort)(key, x), expected, atol=1e-5)
-    np.testing.assert_allclose(distort(key, x.reshape(5, 10, 784)), expected.reshape(5, 10, 784), atol=1e-6)
-    assert distort(key, x[0]).shape == (784,)
     keys = jax.random.split(key, 3)
-    many = jax.vmap(distort, (0, None))(keys, x)
-    np.testing.assert_allclose(many, jnp.stack([distort(k, x) for k in keys]), atol=1e-5)
-    by_alpha = jax.vmap(lambda alpha: distort(key, x, amounts=CIRESAN._replace(alpha=alpha)))(jnp.array([0.0, 37.0]))
-    np.testing.assert_allclose(by_alpha[1], expected, atol=1e-5)
+
+    @jax.jit  # one program for all
+    def transformed(key, keys, x):
+        by_alpha = jax.vmap(lambda alpha: distort(key, x, amounts=CIRESAN._replace(alpha=alpha)))
+        return {
+            "jit": distort(key, x),
+            "leading axes": distort(key, x.reshape(5, 10, 784)).reshape(50, 784),
+            "over amounts": by_alpha(jnp.array([0.0, 37.0]))[1],
+            "one image": distort(key, x[0]),
+            "over keys": jax.vmap(distort, (0, None))(keys, x),
+        }
+
+    got = transformed(key, keys, x)
+    assert got.pop("one image").shape == (784,)
+    np.testing.assert_allclose(got.pop("over keys"), jnp.stack([distort(k, x) for k in keys]), atol=1e-5)
+    for name, value in got.items():
+        np.testing.assert_allclose(value, expected, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(distort(key, x.reshape(5, 10, 784)), expected.reshape(5, 10, 784), atol=1e-6)
 
     optimizer = funcnet.sgd(0.1)
     make = partial(training.make_epoch, optimizer, batch_size=16)
@@ -221,10 +232,14 @@ def test_the_picture_of_widths_has_a_row_for_each():
 def test_upright_composes():
     x = jnp.asarray(spots(6))
     once = upright(x)
-    np.testing.assert_array_equal(jax.jit(upright)(x), once)
     np.testing.assert_array_equal(upright(x.reshape(2, 3, 784)), once.reshape(2, 3, 784))
-    np.testing.assert_array_equal(jax.vmap(upright)(x), once)
-    np.testing.assert_array_equal(upright(x[0]), once[0])
+
+    @jax.jit
+    def transformed(x):
+        return upright(x), jax.vmap(upright)(x), upright(x[0])[None]
+
+    for got in transformed(x):
+        np.testing.assert_array_equal(got, once[: len(got)])
 
 
 @pytest.mark.parametrize(

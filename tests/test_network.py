@@ -115,6 +115,13 @@ def test_its_repr_is_short_and_python(network, text):
     assert eval(text, vars(funcnet)) == network
 
 
+def test_a_function_of_one_s_own_is_told_from_the_shipped_one_of_its_name():
+    relu = Activation("relu", square, square_slope)
+    loss = Loss("squared_error", distance, distance_delta, as_it_is)
+    assert str(Network(relu, loss=loss)) == "Network(hidden=Activation('relu', ...), loss=Loss('squared_error', ...))"
+    assert Network(relu) != Network()
+
+
 def test_it_has_no_leaves():
     for value in (Network(), Network([activations.tanh]), activations.relu, losses.squared_error):
         assert jax.tree.leaves(value) == []
@@ -363,6 +370,9 @@ TAKES_A_NETWORK = {
         jax.random.key(0), params, x, y, None, net, radius=1.0
     ),
     "evaluate": evaluation.evaluate,
+    "evaluate one output": lambda params, x, y, net: evaluation.evaluate(
+        oracle.network(0, (6, 1), np.float32), x, np.zeros(7, np.int32), net
+    ),
     "forward_in_batches": lambda params, x, y, net: evaluation.forward_in_batches(params, x, net),
     "score": lambda params, x, y, net: evaluation.score(np.zeros((7, 4), np.float32), y, net),
     "step": lambda params, x, y, net: training.make_step(funcnet.sgd(0.1), net)(

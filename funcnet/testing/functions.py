@@ -35,9 +35,6 @@ def check_gradients(
       tolerance: in eps.
       seed: of the random directions.
 
-    Returns:
-      The report.
-
     >>> fn = lambda p: jnp.sum(jnp.sin(p["w"]))
     >>> check_gradients(fn, lambda p: {"w": jnp.cos(p["w"])}, ({"w": jnp.arange(4.0)},)).ok
     True

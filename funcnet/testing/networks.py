@@ -14,7 +14,7 @@ import numpy as np
 
 from funcnet.activations import Activation
 from funcnet.mlp import backward, objective
-from funcnet.network import Network, Params, check_input, check_params, targets_and_shares
+from funcnet.network import Network, Params, check_input, check_network, check_params, targets_and_shares
 from funcnet.testing.kinks import JUDGED_AT_KINKS, judge_at_kinks, near_kinks, rows_of, slope_floors
 from funcnet.testing.ladder import FLOAT64_TOLERANCE, ROUNDING_FLOOR, judge
 from funcnet.testing.report import Report, Row, error_in_eps, name_of, verdict
@@ -55,6 +55,7 @@ def check_backward(
     >>> check_backward(params, x, y, Network(funcnet.tanh)).ok
     True
     """
+    check_network(network)
     args = _as_rows(params, x, y, masks, sample_weight)
     fn, reference = partial(_objective, network), partial(_jax_gradient, network)
     by_hand = _hand_written(backward, network)
