@@ -151,6 +151,7 @@ def ensemble(logits: Array) -> Array:
 
 def count_samples(params, x, y, network) -> int:
     """How many samples there are: as many in `x` as in `y`, at least one, and no class id out of range."""
+    check_network(network)
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} samples and y {len(y)}, expected as many in both, and at least one")
     if not isinstance(y, Tracer):
