@@ -69,8 +69,11 @@ def test_it_is_compared_by_value_and_keeps_a_list_as_a_tuple():
     assert one == other
     assert hash(one) == hash(other)
     assert one.hidden == (relu, tanh)
-    assert Network(compute_dtype=jnp.bfloat16) == Network(compute_dtype="bfloat16")
-    assert Network(compute_dtype="bfloat16").compute_dtype == np.dtype(jnp.bfloat16)
+    for dtype in ("bfloat16", jnp.bfloat16, np.dtype(jnp.bfloat16)):
+        network = Network(compute_dtype=dtype)
+        assert isinstance(network.compute_dtype, str)  # NumPy's float64 is equal to None
+        assert network.compute_dtype == "bfloat16"
+        assert network == Network(compute_dtype="bfloat16")
     different = [
         Network(),
         Network(tanh),
