@@ -21,7 +21,7 @@ from funcnet.extras import import_extra
 from funcnet.files import write_atomically
 from funcnet.losses import SHIPPED, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 from funcnet.mlp import forward, predict
-from funcnet.network import Network, Params, check_params
+from funcnet.network import Network, Params, check_network, check_params
 
 __all__ = ["from_sklearn", "from_torch", "to_onnx", "to_sklearn", "to_stablehlo", "to_torch"]
 
@@ -65,6 +65,7 @@ def from_torch(model: Any, network: Network | None = None) -> tuple[Params, Netw
         if not is_module:
             raise ValueError("a state dict holds weights and no activations: from_torch(state, Network(...)) says them")
         network = _torch_network(torch, model)
+    check_network(network)
     state = model.state_dict() if is_module else model
     params: Params = []
     for name, tensor in state.items():
@@ -105,6 +106,7 @@ def to_torch(params: Params, network: Network = Network()) -> Any:
     """
     torch = import_extra("torch", "exchange")
     check_params(params)
+    check_network(network)
     modules = []
     for l, ((W, b), f) in enumerate(zip(params, network.activations(len(params)), strict=True), 1):
         layer = torch.nn.utils.skip_init(torch.nn.Linear, *W.shape)
@@ -178,6 +180,7 @@ def to_sklearn(params: Params, network: Network = Network(), *, classes: ArrayLi
     """
     neural_network = import_extra("sklearn.neural_network")
     check_params(params)
+    check_network(network)
     *layers, output = network.activations(len(params))
     if output != identity:
         raise ValueError(f"the output activation is {output}, scikit-learn has none but its loss's own: take identity")
@@ -243,6 +246,7 @@ def to_onnx(
         import_extra("onnx.numpy_helper", "exchange").from_array,
     )
     check_params(params)
+    check_network(network)
     if (loss := network.loss) not in SHIPPED:
         raise ValueError(f"loss is {loss.name}, expected one of {', '.join(known.name for known in SHIPPED)}")
     nodes, weights, last = [], [], "x"
@@ -293,6 +297,7 @@ def to_stablehlo(
     """
     import_extra("flatbuffers", "exchange")  # JAX writes programs with it, and would not name it
     check_params(params)
+    check_network(network)
     (n,) = export.symbolic_shape("n")
     x = jax.ShapeDtypeStruct((n, params[0][0].shape[0]), jnp.promote_types(params[0][0].dtype, jnp.float32))
     predictor = jax.jit(lambda x: predict(params, x, network))
