@@ -2,9 +2,17 @@
 
 import importlib.util
 import os
+import platform
 import signal
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# A program that was compiled once is read from there: by the next run, the other workers and the processes that tests
+# start. Of each machine its own, since a program is made for one kind of processor.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax" / platform.node()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
@@ -33,6 +41,13 @@ def x64():
 
 def enable_x64(on):
     return jax.enable_x64(on) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64(on)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def let_go():
+    """What a file of tests has compiled is of no use to the next one, and would fill the memory."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
