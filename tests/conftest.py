@@ -6,13 +6,13 @@ import platform
 import signal
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # A program that was compiled once is read from there: by the next run, the other workers and the processes that tests
 # start. Of each machine its own, since a program is made for one kind of processor.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax" / platform.node()))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax" / platform.node())
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest
@@ -44,10 +44,11 @@ def enable_x64(on):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def let_go():
-    """What a file of tests has compiled is of no use to the next one, and would fill the memory."""
+def let_go(request):
+    """What a file of tests has compiled is of no use to the next one, and would fill the memory; doctests share it."""
     yield
-    jax.clear_caches()
+    if request.path.parent == Path(__file__).parent:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""That the benchmark compares like with like: all peers take the same steps, in turn, and the sums are right."""
+"""That the benchmark compares like with like: all peers take the same steps, in turn, and the sums are right.
+
+PyTorch's compiler calls a C++ compiler, and is slow.
+"""
 
 import json
 import re
@@ -47,7 +50,13 @@ def in_float64(task, epochs):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch to itself, when it compiles
-@pytest.mark.parametrize("name", [*benchmark.OURS, *peers.PEERS, *peers.PEERS_IN_BFLOAT16])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if "PyTorch, compiled" in name else name
+        for name in (*benchmark.OURS, *peers.PEERS, *peers.PEERS_IN_BFLOAT16)
+    ],
+)
 def test_everybody_takes_the_same_steps(task, name):
     for framework, package in (("Flax", "flax"), ("Equinox", "equinox"), ("PyTorch", "torch")):
         if framework in name:

@@ -11,17 +11,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import not_optimized
 
 import funcnet
 from funcnet import checkpoints, sharding, training
 from funcnet.optimizers import averaged
 
 
+@pytest.fixture(scope="module", autouse=True)
+def many_small_programs():
+    with not_optimized():
+        yield
+
+
 def a_state(sizes=(6, 8, 4), dtype=jnp.float32, step=0):
-    optimizer = averaged(funcnet.adam(1e-3), 0.9)
-    state = training.init_state(funcnet.init(jax.random.key(0), sizes, dtype=dtype), optimizer)
-    noise = jax.tree.map(lambda leaf: leaf + jnp.ones_like(leaf), state)  # so that no two leaves are all zeros
-    return noise._replace(step=jnp.int32(step))
+    """Of Adam with an average, filled with noise from NumPy, so that nothing is compiled."""
+
+    def start():
+        optimizer = averaged(funcnet.adam(1e-3), 0.9)
+        return training.init_state(funcnet.init(jax.random.key(0), sizes, dtype=dtype), optimizer)
+
+    rng = np.random.default_rng(0)
+    noise = jax.tree.map(lambda leaf: jnp.asarray(8 * rng.normal(size=leaf.shape), leaf.dtype), jax.eval_shape(start))
+    return noise._replace(step=jnp.asarray(np.int32(step)))
 
 
 def saved(path, numbers=(1, 2, 3), keep=3):
@@ -128,6 +140,8 @@ def test_damage_is_never_believed(tmp_path, harm):
     """In each file of the newest checkpoint: what is given back is right, or the one before with a warning."""
     whole = saved(tmp_path / "whole")
     rng, path = random.Random(0), tmp_path / "checkpoints"
+    gc.collect()
+    gc.freeze()  # what there is already need not be looked through again and again
     noticed, names = set(), [file.relative_to(whole) for file in files_of(whole / "3")]
     for name in names:
         shutil.copytree(whole, path)
@@ -150,6 +164,7 @@ def test_damage_is_never_believed(tmp_path, harm):
             noticed.add(name.as_posix().rpartition("/")[0])
         shutil.rmtree(path)
         shutil.rmtree(tmp_path / "checkpoints-damaged", ignore_errors=True)
+    gc.unfreeze()
     assert {"3/sealed", "3/tree", "3/tree/d"} <= noticed  # the rest are markers, and what orbax does not read again
 
 

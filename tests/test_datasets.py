@@ -162,7 +162,7 @@ def mirror():
                 self.end_headers()
                 self.wfile.write(data or b"")
 
-            def log_message(self, *args):
+            def log_message(self, format, *args):  # noqa: A002  its name there
                 pass
 
         servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))

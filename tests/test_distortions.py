@@ -7,11 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import not_optimized
 from scipy import ndimage
 
 import funcnet
 from funcnet import evaluation, training
 from funcnet.distortions import CIRESAN, SIMARD, Distortion, bilinear, distort, source_points, upright
+
+# One program for all that an image goes through. Op by op, as they are called here and there, is seen to below.
+in_one = jax.jit(distort, static_argnames=("amounts", "image_shape"))
+upright_in_one = jax.jit(upright, static_argnames=("width", "image_shape"))
+source_points_in_one = jax.jit(source_points, static_argnums=(1, 2, 3))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def many_small_programs():
+    with not_optimized():
+        yield
 
 
 @pytest.fixture
@@ -21,7 +33,7 @@ def images():
 
 def displacements(amounts, n=4000, shape=(28, 28)):
     """How far each pixel is looked up from itself, `(2, n, H, W)`."""
-    points = source_points(jax.random.key(0), n, amounts, shape)
+    points = source_points_in_one(jax.random.key(0), n, amounts, shape)
     return np.asarray(points) - np.mgrid[: shape[0], : shape[1]][:, None]
 
 
@@ -32,13 +44,18 @@ def test_bilinear_is_scipy_s(shape):
     points = rng.uniform(-4, max(shape) + 4, (2, 3, *shape)).astype(np.float32)
     points[:, 0] = np.round(points[:, 0])  # on pixels, on the rim and outside
     expected = [ndimage.map_coordinates(images[i] * 1.0, points[:, i], order=1, mode="grid-constant") for i in range(3)]
-    np.testing.assert_allclose(bilinear(jnp.asarray(images), jnp.asarray(points)), expected, atol=1e-3)
+    np.testing.assert_allclose(jax.jit(bilinear)(images, points), expected, atol=1e-3)
 
 
 def test_no_amount_gives_the_image_back_and_so_does_evaluation(images):
     x = jnp.asarray(images)
-    np.testing.assert_allclose(distort(jax.random.key(0), x, amounts=Distortion()), images / 255, atol=1e-5)
+    np.testing.assert_allclose(in_one(jax.random.key(0), x, amounts=Distortion()), images / 255, atol=1e-5)
     np.testing.assert_array_equal(distort(None, x), evaluation.scale_pixels(None, x))
+
+
+@jax.jit  # the amounts are traced
+def affine_points(key, amounts):
+    return source_points(key, 2000, Distortion(*amounts), (28, 20))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +70,7 @@ def test_no_amount_gives_the_image_back_and_so_does_evaluation(images):
 )
 def test_affine_maps_are_rotation_times_shear_times_scale(amounts):
     """Recover each image's map from its points, factor it, and look at the factors' ranges."""
-    points = np.asarray(source_points(jax.random.key(0), 2000, amounts, (28, 20)), np.float64)
+    points = np.asarray(affine_points(jax.random.key(0), amounts[:-1]), np.float64)
     r, c = np.mgrid[:28, :20] - np.array([13.5, 9.5])[:, None, None]
     functions = np.stack([r.ravel(), c.ravel(), np.ones(r.size)], 1)
     fit, residual, _, _ = np.linalg.lstsq(functions, points.reshape(-1, r.size).T, rcond=None)
@@ -104,19 +121,20 @@ def test_a_tall_image_bends_by_its_own_grid():
 
 def test_every_image_has_a_draw_of_its_own_and_a_key_decides(images):
     x = jnp.asarray(np.repeat(images[:1], 4, 0))
-    first = distort(jax.random.key(0), x)
+    first = in_one(jax.random.key(0), x)
     assert len(np.unique(np.asarray(first), axis=0)) == 4
-    np.testing.assert_array_equal(first, distort(jax.random.key(0), x))
-    assert not np.array_equal(first, distort(jax.random.key(1), x))
+    np.testing.assert_array_equal(first, in_one(jax.random.key(0), x))
+    assert not np.array_equal(first, in_one(jax.random.key(1), x))
     assert first.dtype == jnp.float32
     assert first.min() >= 0
     assert first.max() <= 1
 
 
 def test_it_composes(images):
-    """Under jit, vmap over keys and over amounts, leading axes, one image, an epoch's scan."""
+    """Op by op, under jit, vmap over keys and over amounts, leading axes, one image, an epoch's scan."""
     x, key = jnp.asarray(images), jax.random.key(0)
-    expected = distort(key, x)
+    expected = np.asarray(in_one(key, x))
+    np.testing.assert_allclose(distort(key, x), expected, atol=1e-5)
     keys = jax.random.split(key, 3)
 
     @jax.jit  # one program for all
@@ -132,19 +150,17 @@ def test_it_composes(images):
 
     got = transformed(key, keys, x)
     assert got.pop("one image").shape == (784,)
-    np.testing.assert_allclose(got.pop("over keys"), jnp.stack([distort(k, x) for k in keys]), atol=1e-5)
+    np.testing.assert_allclose(got.pop("over keys"), np.stack([in_one(k, x) for k in keys]), atol=1e-5)
     for name, value in got.items():
         np.testing.assert_allclose(value, expected, atol=1e-5, err_msg=name)
-    np.testing.assert_allclose(distort(key, x.reshape(5, 10, 784)), expected.reshape(5, 10, 784), atol=1e-6)
 
     optimizer = funcnet.sgd(0.1)
     make = partial(training.make_epoch, optimizer, batch_size=16)
     y = jnp.zeros(50, jnp.int32)
+    with_it, without = (jax.jit(make(transform=transform)) for transform in (distort, None))
     runs = [
-        jax.jit(make(transform=transform))(
-            training.init_state(funcnet.init(key, (784, 10)), optimizer), jax.random.key(5), x, y
-        )[0].params
-        for transform in (distort, distort, None)
+        epoch(training.init_state(funcnet.init(key, (784, 10)), optimizer), jax.random.key(5), x, y)[0].params
+        for epoch in (with_it, with_it, without)
     ]
     np.testing.assert_array_equal(runs[0][0][0], runs[1][0][0])  # the same key, the same bits
     assert not np.array_equal(runs[0][0][0], runs[2][0][0])
@@ -169,7 +185,7 @@ def spots(n, shape=(28, 28)):
 def test_upright_is_its_formula_by_scipy(width, shape):
     """Moments by NumPy's weighted covariance, looked up by SciPy; up to both limits of how wide it may become."""
     x = spots(20, shape)
-    new = np.asarray(upright(jnp.asarray(x), width=width, image_shape=shape)).reshape(-1, *shape)
+    new = np.asarray(upright_in_one(x, width=width, image_shape=shape)).reshape(-1, *shape)
     r, c = np.mgrid[: shape[0], : shape[1]] - (np.array(shape)[:, None, None] - 1) / 2
     for before, after in zip(x.reshape(-1, *shape), new, strict=True):
         m_r, m_c, m_rr, m_rc, m_cc = moments(before)
@@ -183,7 +199,7 @@ def test_upright_is_its_formula_by_scipy(width, shape):
 def test_upright_images_are_upright_centred_and_as_wide_as_asked():
     x = spots(50)
     assert np.abs([moments(image)[3] for image in x.reshape(-1, 28, 28)]).mean() > 1  # they were not
-    new = np.asarray(upright(jnp.asarray(x), width=2.5)).reshape(-1, 28, 28)
+    new = np.asarray(upright_in_one(x, width=2.5)).reshape(-1, 28, 28)
     m_r, m_c, _, m_rc, m_cc = np.array([moments(image) for image in new]).T
     np.testing.assert_allclose(m_r, 13.5, atol=0.1)
     np.testing.assert_allclose(m_c, 13.5, atol=0.1)
@@ -195,7 +211,7 @@ def test_a_sheared_image_becomes_the_one_that_it_was():
     x = spots(20).reshape(-1, 28, 28)
     sheared = np.stack([ndimage.affine_transform(image * 1.0, [[1, 0], [0.3, 1]], [0, -4], order=1) for image in x])
     sheared = sheared.round().astype(np.uint8)
-    both = [np.asarray(upright(jnp.asarray(a.reshape(-1, 784)))).astype(float) for a in (x, sheared)]
+    both = [np.asarray(upright_in_one(a.reshape(-1, 784))).astype(float) for a in (x, sheared)]
     assert np.abs(both[0] - both[1]).mean() < 0.15 * np.abs(x * 1.0 - sheared).mean()  # what interpolation blurs
 
 
@@ -208,7 +224,7 @@ def test_upright_takes_whatever_ink_there_is(width):
         images[1 + i, rng.integers(28), rng.integers(28)] = 255  # a dot
         images[101 + i, rng.integers(28), 8:20] = rng.integers(1, 256, 12)  # a row
         images[201 + i, 8:20, rng.integers(28)] = rng.integers(1, 256, 12)  # a column
-    new = np.asarray(upright(jnp.asarray(images.reshape(-1, 784)), width=width)).reshape(-1, 28, 28)
+    new = np.asarray(upright_in_one(images.reshape(-1, 784), width=width)).reshape(-1, 28, 28)
     assert not new[0].any()
     for before, after in zip(images[1:], new[1:], strict=True):
         m_r, m_c, m_rr, m_rc, m_cc = moments(after)
@@ -221,12 +237,12 @@ def test_upright_takes_whatever_ink_there_is(width):
 
 
 def test_the_picture_of_widths_has_a_row_for_each():
-    x = spots(3)
+    x = spots(6)
     rows, titles = deformations.widths_apart(x, (0.0, 2.0))
-    np.testing.assert_allclose(rows[:3], x / 255, atol=1e-6)
-    np.testing.assert_allclose(rows[3:6], np.asarray(upright(jnp.asarray(x))) / 255, atol=1e-6)
-    np.testing.assert_allclose(rows[6:], np.asarray(upright(jnp.asarray(x), width=2.0)) / 255, atol=1e-6)
-    assert titles == ["as it is"] * 3 + ["upright"] * 3 + ["2 wide"] * 3
+    np.testing.assert_allclose(rows[:6], x / 255, atol=1e-6)
+    np.testing.assert_allclose(rows[6:12], np.asarray(upright(jnp.asarray(x))) / 255, atol=1e-6)
+    np.testing.assert_allclose(rows[12:], np.asarray(upright_in_one(x, width=2.0)) / 255, atol=1e-6)
+    assert titles == ["as it is"] * 6 + ["upright"] * 6 + ["2 wide"] * 6
 
 
 def test_upright_composes():

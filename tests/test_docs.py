@@ -1,5 +1,11 @@
-"""The pages of the documentation: every block of Python runs, page by page, as a reader would run it."""
+"""The pages of the documentation: every block of Python runs, page by page, as a reader would run it.
 
+A page's blocks from README.md, which `test_package.py` runs, are slow here, and so is a page of other frameworks. Of
+all, a quick test sees to it that a page defines names before it uses them.
+"""
+
+import ast
+import builtins
 import contextlib
 import importlib.util
 import json
@@ -10,6 +16,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from compiler import not_optimized
 
 import funcnet
 
@@ -40,12 +47,60 @@ def run(blocks, name):
         exec(compile(block, name, "exec"), namespace)
 
 
+def blocks_of(text):
+    return re.findall(r"^```python[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def defined(tree):
+    """The names that a block defines, in whatever scope."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            yield node.name
+
+
+def used(tree):
+    """The names that a block mentions."""
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_s_own_blocks_run(page, hooks, tmp_path, monkeypatch):
+    """With those of README.md that they build on. And every name in all of them is defined before."""
+    monkeypatch.chdir(tmp_path)
+    blocks = blocks_of(hooks.on_page_markdown(PAGES[page].read_text()))
+    trees = [ast.parse(block, page) for block in blocks]
+    names = set(dir(builtins))
+    for tree in trees:
+        names |= set(defined(tree))
+        assert used(tree) <= names
+    if HEAVY & names:
+        return
+    elsewhere = blocks_of((DOCS.parent.parent / "README.md").read_text())
+    chosen, missing = [], set()
+    for block, tree in zip(reversed(blocks), reversed(trees), strict=True):
+        if block not in elsewhere or missing & set(defined(tree)):
+            chosen.insert(0, block)
+            missing = missing - set(defined(tree)) | used(tree)
+    trains = "make_epoch" in "".join(chosen)
+    with not_optimized() if trains else contextlib.nullcontext():
+        run(chosen, page)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_runs(page, hooks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write files
     text = hooks.on_page_markdown(PAGES[page].read_text())
     assert not re.search(r"^\{\{", text, re.MULTILINE)
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = blocks_of(text)
     wanted = {name for name in HEAVY if re.search(rf"^(import|from) {name}\b", "\n".join(blocks), re.MULTILINE)}
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing and not (os.environ.get("CI") and jax.__version_info__ >= (0, 10)):  # no such Flax for an older jax
@@ -64,14 +119,14 @@ def test_the_notebook_runs():
     notebook = json.loads((DOCS / "pages" / "quickstart.ipynb").read_text())
     code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell.get("outputs") for cell in notebook["cells"])
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(None), not_optimized():
         run([re.sub(r"^%.*$", "", cell, flags=re.MULTILINE) for cell in code], "quickstart.ipynb")
 
 
 def test_a_wrong_marker_stops_the_build(hooks):
     for line, message in (
         ("{{ readme: No such heading }}", "no section 'No such heading'"),
-        ("{{ sauce: funcnet.mlp.init }}", "expected readme, changelog, source or line"),
+        ("{{ sauce: funcnet.mlp.init }}", "expected readme, changelog, figures, source or line"),
         ("  {{readme}}", "no section ''"),
         ("{{ line: funcnet.mlp.backward: no such }}", "not enough values"),
     ):

@@ -1,5 +1,7 @@
 """Each loss and its delta, against NumPy in float64 and against JAX, at the edges above all."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,22 +24,27 @@ def targets(rng, kind, n, K, dtype):
     return (y if kind == "soft" else np.eye(K)[rng.integers(0, K, n)]).astype(dtype)
 
 
-@pytest.mark.parametrize("kind", ["ids", "one-hot", "soft"])
-@EACH
-def test_against_numpy_and_jax(loss, kind, dtype):
+def test_against_numpy_and_jax(dtype):
+    """Every loss on every kind of target, in one program."""
     rng = np.random.default_rng(0)
-    out, y = rng.normal(size=(50, 6)).astype(dtype), targets(rng, kind, 50, 6, dtype)
-    y64 = np.eye(6)[y] if kind == "ids" else y.astype(np.float64)
-    eps = float(jnp.finfo(dtype).eps)
-    value = loss.fn(jnp.asarray(out), jnp.asarray(y))
-    assert value.shape == (50,)
-    np.testing.assert_allclose(value, oracle.LOSSES[loss.name](out.astype(np.float64), y64), rtol=16 * eps)
+    out = rng.normal(size=(50, 6)).astype(dtype)
+    kinds = {kind: targets(rng, kind, 50, 6, dtype) for kind in ("ids", "one-hot", "soft")}
+    cases = list(itertools.product(losses.SHIPPED, kinds))
 
-    delta = loss.delta(jnp.asarray(out), jnp.asarray(y))
-    (truth,) = oracle.complex_step(lambda a: oracle.LOSSES[loss.name](a[0], y64).sum(), [out])
-    assert np.abs(delta - truth).max() <= 16 * eps * np.abs(truth).max()
-    assert np.abs(delta - jax_delta(loss, jnp.asarray(out), jnp.asarray(y))).max() <= 8 * eps * np.abs(truth).max()
-    assert value.dtype == delta.dtype == dtype
+    @jax.jit
+    def everything(out, kinds):
+        return [(loss.fn(out, kinds[kind]), loss.delta(out, kinds[kind]), jax_delta(loss, out, kinds[kind]))
+                for loss, kind in cases]  # fmt: skip
+
+    eps = float(jnp.finfo(dtype).eps)
+    for (loss, kind), (value, delta, by_jax) in zip(cases, everything(out, kinds), strict=True):
+        y = np.eye(6)[kinds[kind]] if kind == "ids" else kinds[kind].astype(np.float64)
+        assert value.shape == (50,)
+        assert value.dtype == delta.dtype == dtype
+        np.testing.assert_allclose(value, oracle.LOSSES[loss.name](out.astype(np.float64), y), rtol=16 * eps)
+        (truth,) = oracle.complex_step(lambda a, loss=loss, y=y: oracle.LOSSES[loss.name](a[0], y).sum(), [out])
+        assert np.abs(delta - truth).max() <= 16 * eps * np.abs(truth).max(), (loss, kind)
+        assert np.abs(delta - by_jax).max() <= 8 * eps * np.abs(truth).max(), (loss, kind)
 
 
 @pytest.mark.parametrize("ids", [np.int8, np.uint8, np.int32, np.uint32])

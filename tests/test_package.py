@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from compiler import not_optimized
+from public_names import public_names
 
 import funcnet
 
@@ -116,6 +118,11 @@ def test_all_says_what_is_public(name):
     assert all(hasattr(module, public) for public in module.__all__)
 
 
+def test_no_public_name_or_signature_changed_by_accident():
+    """On purpose: `python tests/public_names.py > tests/public_names.txt`, and a line in the changelog."""
+    assert public_names() == (ROOT / "tests" / "public_names.txt").read_text().splitlines()
+
+
 NO_EXAMPLE = {"load_mnist", "main", "matrix", "save_case"}  # they need files, or minutes
 
 
@@ -157,5 +164,6 @@ def test_every_python_block_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
     namespace = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+    with not_optimized():
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), namespace)

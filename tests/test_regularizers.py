@@ -8,12 +8,19 @@ import numpy as np
 import optax
 import oracle
 import pytest
+from compiler import not_optimized
 
 import funcnet
 from funcnet import regularizers, training
 from funcnet.optimizers import adam, apply_updates, averaged, sgd
 
 SIZES = (6, 9, 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def many_small_programs():
+    with not_optimized():
+        yield
 
 
 @pytest.fixture
@@ -31,8 +38,10 @@ def test_smooth_labels_are_optax_s():
 
 
 def test_dropout_masks_are_scaled_bernoulli():
-    params = funcnet.init(jax.random.key(0), (100, 200, 10))
-    masks = regularizers.dropout_masks(jax.random.key(1), params, (300,), 0.25, input_rate=0.1)
+    params = oracle.network(0, (100, 200, 10), np.float32)
+    masks = jax.jit(lambda key: regularizers.dropout_masks(key, params, (300,), 0.25, input_rate=0.1))(
+        jax.random.key(1)
+    )
     for mask, rate in zip(masks, (0.1, 0.25), strict=True):
         np.testing.assert_allclose(np.unique(mask), [0, 1 / (1 - rate)], rtol=1e-6)
         assert (mask == 0).mean() == pytest.approx(rate, abs=0.01)
@@ -45,16 +54,16 @@ def test_dropout_masks_are_scaled_bernoulli():
 def test_a_limit_on_weights_shortens_columns_and_nothing_else(optimizer, data):
     params, limit = oracle.network(0, SIZES, np.float32), 1.2
     grads = funcnet.backward(params, *data)
-    free, _ = optimizer.update(grads, optimizer.init(params), params)
+    free, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     bound = regularizers.limit_weights(optimizer, limit)
     updates, _ = jax.jit(bound.update)(grads, bound.init(params), params)
-    new = apply_updates(params, updates)
+    apply = jax.jit(apply_updates)
     shortened = 0
-    for (W, b), (W_free, b_free) in zip(new, apply_updates(params, free), strict=True):
+    for (W, b), (W_free, b_free) in zip(apply(params, updates), apply(params, free), strict=True):
         norms = np.linalg.norm(W_free, axis=0)
         np.testing.assert_allclose(np.linalg.norm(W, axis=0), np.minimum(norms, limit), rtol=1e-5)
         np.testing.assert_allclose(W, np.asarray(W_free) * np.minimum(1, limit / norms), rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(b, b_free, rtol=1e-6)  # one is jitted, the other is not
+        np.testing.assert_allclose(b, b_free, rtol=1e-6)
         shortened += (norms > limit).sum()
     assert 0 < shortened < 13  # some are within, some are not
     at_rest = regularizers.limit_weights(sgd(0.0), limit)
@@ -74,9 +83,9 @@ def test_wrapped_optimizers_nest_and_vmap(data):
         return state.opt_state.average
 
     rates = jnp.array([0.1, 0.5, 1.0])
-    many = jax.vmap(run)(rates)
+    many, one = jax.jit(jax.vmap(run))(rates), jax.jit(run)
     for i, lr in enumerate(rates):
-        for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(run(lr)), strict=True):
+        for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one(lr)), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
 
 
@@ -89,11 +98,13 @@ def test_the_virtual_adversary_finds_the_direction_that_changes_most(data):
     x, y = data
     params = oracle.network(0, SIZES, np.float32)
     p = np.asarray(funcnet.predict(params, x), np.float64)
-    J = np.asarray(jax.vmap(jax.jacobian(partial(funcnet.forward, params)))(x), np.float64)  # (N, K, n_0)
+    J = np.asarray(jax.jit(jax.vmap(jax.jacobian(partial(funcnet.forward, params))))(x), np.float64)  # (N, K, n_0)
     fisher = np.einsum("nk,kl->nkl", p, np.eye(4)) - np.einsum("nk,nl->nkl", p, p)
     top = np.linalg.eigh(np.einsum("nki,nkl,nlj->nij", J, fisher, J))[1][..., -1]
 
-    make = partial(regularizers.virtual_adversarial, jax.random.key(1), params, x, y)
+    def make(**settings):
+        return jax.jit(partial(regularizers.virtual_adversarial, **settings))(jax.random.key(1), params, x, y)
+
     x2, y2, w2 = make(radius=0.01, probe=0.01, iterations=60)
     r = np.asarray(x2[7:] - x) / 0.01
     np.testing.assert_allclose(np.linalg.norm(r, axis=1), 1, rtol=1e-3)
@@ -115,7 +126,7 @@ def test_the_gradient_over_both_halves_is_that_of_loss_plus_divergence(data):
     """Against `jax.grad` of the paper's objective, with `p` and `r` held fixed."""
     x, y = data
     params = oracle.network(0, SIZES, np.float32)
-    x2, y2, _ = regularizers.virtual_adversarial(jax.random.key(1), params, x, y, radius=0.5)
+    x2, y2, _ = jax.jit(partial(regularizers.virtual_adversarial, radius=0.5))(jax.random.key(1), params, x, y)
     p, moved = y2[7:], x2[7:]
 
     def paper(params):
@@ -123,7 +134,7 @@ def test_the_gradient_over_both_halves_is_that_of_loss_plus_divergence(data):
         divergence = jnp.sum(p * (jnp.log(p) - log_q), -1).mean()
         return funcnet.objective(params, x, y) + divergence
 
-    expected = jax.grad(paper)(params)
+    expected = jax.jit(jax.grad(paper))(params)
     for a, b in zip(jax.tree.leaves(funcnet.backward(params, x2, y2)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(2 * a, b, rtol=1e-4, atol=1e-6)
 
@@ -132,7 +143,7 @@ def test_padding_stays_padding_in_an_augmented_epoch(data):
     """A ragged last batch: what fills it up has weight 0 in both halves."""
     x, y = map(jnp.asarray, data)
     augment = partial(regularizers.virtual_adversarial, radius=0.5)
-    step = training.make_step(sgd(0.1), augment=augment)
+    step = jax.jit(training.make_step(sgd(0.1), augment=augment))
     state = training.init_state(oracle.network(0, SIZES, np.float32), sgd(0.1))
     key = jax.random.key(0)
     weight = jnp.array([1, 1, 1, 1, 0, 0, 0], jnp.float32)
@@ -140,7 +151,7 @@ def test_padding_stays_padding_in_an_augmented_epoch(data):
     other, _ = step(state, key, x, y.at[4:].set(0), weight)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    _, _, w = augment(key, state.params, x, y, weight)
+    _, _, w = jax.jit(augment)(key, state.params, x, y, weight)
     np.testing.assert_array_equal(w, [*weight, *weight])
 
 

@@ -99,8 +99,16 @@ def test_one_all_reduce_for_the_gradients(name, compute_dtype):
         assert 2 <= len(within) <= 4
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("name", MESHES)
+def in_turn(name, first, second):
+    """Of two values the first for every other mesh, the second for the others; what they leave out is slow."""
+    quick = (first, second)[list(MESHES).index(name) % 2]
+    return [
+        pytest.param(name, value, marks=() if value == quick else pytest.mark.slow, id=f"{name}-{value}")
+        for value in (first, second)
+    ]
+
+
+@pytest.mark.parametrize(("name", "accumulate"), [case for name in MESHES for case in in_turn(name, 1, 2)])
 def test_an_epoch_is_the_same_on_every_mesh(name, accumulate):
     """Also its order and what it draws: images are deformed and units dropped as on one device."""
     rng = np.random.default_rng(0)
@@ -241,6 +249,7 @@ def loss_curves(tmp_path, processes, *arguments):
     return [json.loads(out.read_text()) for out in outs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "mesh"),
     [("digits", "data=4"), ("digits", "data=2,model=2"), pytest.param("mnist", "data=4", marks=pytest.mark.mnist)],

@@ -1,4 +1,8 @@
-"""The training script, as a function and as a command: what it leaves behind, and how it ends."""
+"""The training script, as a function and as a command: what it leaves behind, and how it ends.
+
+Interrupted processes are slow. Networks have the same few sizes throughout, so that most runs find their programs
+compiled.
+"""
 
 import dataclasses
 import json
@@ -17,7 +21,10 @@ import numpy as np
 import pytest
 import results
 import train_mnist
-from mnist import data, processes, program
+from compiler import not_optimized
+from matplotlib import image
+from matplotlib.figure import Figure
+from mnist import data, processes, program, run_folder
 from mnist import settings as run_settings
 from mnist.recipes import RECIPES
 from mnist.settings import Config, check, from_command_line
@@ -28,8 +35,25 @@ from funcnet import Network, datasets, optimizers, products, training, weights
 from funcnet.distortions import Distortion, upright
 
 SCRIPT = Path(train_mnist.__file__)
-FILES = {"config.json", "confusion.png", "curves.png", "metrics.jsonl", "mistakes.png", "scores.json", "weights.png",
-         "weights.safetensors"}  # fmt: skip
+PICTURES = {"confusion.png", "curves.png", "mistakes.png", "weights.png"}
+FILES = {"config.json", "metrics.jsonl", "scores.json", "weights.safetensors"}
+
+
+DRAW = train_mnist.draw
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimized_in_processes_alone():
+    with not_optimized():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def draws_nothing():
+    """Pictures take longer than these runs; one test draws them, and so do the processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_mnist, "draw", lambda *_: None)
+        yield
 
 
 def with_setting(name, value):
@@ -38,6 +62,35 @@ def with_setting(name, value):
 
 def digits(tmp_path, **changes):
     return Config(**({"dataset": "digits", "hidden_sizes": (32,), "epochs": 3, "run_dir": tmp_path / "run"} | changes))
+
+
+# As many settings in one run as go together; what their kinds are, they survive in the run's config.json.
+EVERYTHING = {
+    "optimizer": "rmsprop", "schedule": "constant", "average": 0.5, "weight_limit": 2.0,
+    "label_smoothing": 0.1, "dropout": 0.1, "ensemble": 2, "upright": (0.0, 1.5), "views": 2, "soft_finish": 0.5,
+    "distortion": Distortion(rotation=5.0, alpha=5.0, sigma=2.0), "seed": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    return train(digits(tmp_path_factory.mktemp("everything"), **EVERYTHING))
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    """A run that has learnt something, with its pictures and the figures that they are of."""
+    figures, savefig = {}, Figure.savefig
+
+    def save(figure, path, **options):
+        figures[path.name] = figure
+        savefig(figure, path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_mnist, "draw", DRAW)
+        patch.setattr(Figure, "savefig", save)
+        result = train(digits(tmp_path_factory.mktemp("learnt"), epochs=20, lr=1e-2))
+    return result, figures
 
 
 def run(*arguments, cwd, **environment):
@@ -51,9 +104,9 @@ def run(*arguments, cwd, **environment):
     )
 
 
-def test_a_run_leaves_everything_behind(tmp_path):
-    result = train(digits(tmp_path, epochs=20, lr=1e-2))
-    assert {path.name for path in result.run_dir.iterdir()} == FILES
+def test_a_run_leaves_everything_behind(learnt):
+    result, _ = learnt
+    assert {path.name for path in result.run_dir.iterdir()} == FILES | PICTURES
     assert json.loads((result.run_dir / "scores.json").read_text())["scores"] == result.scores
     assert result.seconds["run"] == sum(row["seconds"] for row in result.history)
     rows = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -80,6 +133,38 @@ def test_a_run_leaves_everything_behind(tmp_path):
         assert part in table
 
 
+def test_the_pictures_show_the_run(learnt):
+    """Of each, what is on it, and that the file is the picture."""
+    result, figures = learnt
+    assert figures.keys() == PICTURES
+    for name, figure in figures.items():
+        pixels = image.imread(result.run_dir / name)
+        assert pixels.shape[:2] == tuple(np.round(figure.get_size_inches()[::-1] * 150).astype(int))
+        assert len(np.unique((255 * pixels).astype(np.uint8).view(np.uint32))) > 10  # colours
+    counts = np.zeros((10, 10), int)
+    for text in figures["confusion.png"].axes[0].texts:
+        predicted, true = text.get_position()
+        counts[true, predicted] = int(text.get_text())
+    np.testing.assert_array_equal(counts, result.confusion)
+    lines = {(axes.get_ylabel(), line.get_label()): line for axes in figures["curves.png"].axes for line in axes.lines}
+    for part in ("train", "validation"):
+        loss, error = (lines[label, part].get_ydata() for label in ("mean loss (nats)", "error rate (%)"))
+        np.testing.assert_allclose(loss, [row[f"{part}_loss"] for row in result.history])
+        np.testing.assert_allclose(error, [100 * (1 - row[f"{part}_accuracy"]) for row in result.history])
+    W = np.asarray(result.params[0][0])
+    for axes in figures["weights.png"].axes:
+        shown, unit = axes.images[0].get_array(), int(axes.get_title().removeprefix("unit "))
+        np.testing.assert_allclose(shown.ravel(), W[:, unit])
+    assert len(figures["weights.png"].axes) == 32
+    mistakes = [axes for axes in figures["mistakes.png"].axes if axes.images]
+    assert len(mistakes) == result.confusion.sum() - np.trace(result.confusion)
+    x, y = datasets.load_digits().test
+    said = [tuple(map(int, re.match(r"(\d)→(\d)", axes.get_title()).groups())) for axes in mistakes]
+    assert sorted(said) == sorted((i, j) for i, j in np.ndindex(10, 10) if i != j for _ in range(counts[i, j]))
+    for axes, (true, _) in zip(mistakes, said, strict=True):
+        assert true in y[(x == axes.images[0].get_array().ravel()).all(1)]
+
+
 def test_folds_hold_out_every_image_once(tmp_path):
     x, y = datasets.load_digits().train
     folds = [data.load(digits(tmp_path, validation=479, fold=fold)).parts for fold in (2, 1, 0)]
@@ -102,38 +187,64 @@ def test_same_seed_same_bits(tmp_path):
 def test_products_of_the_faster_dtype(tmp_path, monkeypatch, faster):
     """And the run's configuration says which, so that it is repeated to the bit whatever the clock then says."""
     monkeypatch.setattr(products, "bfloat16_is_faster", lambda: faster == "bfloat16")
-    chosen = train(digits(tmp_path, compute_dtype="auto", epochs=1))
+    chosen = train(digits(tmp_path, compute_dtype="auto"))
     assert run_settings.read(chosen.run_dir / "config.json").compute_dtype == faster
-    given = train(digits(tmp_path, compute_dtype=faster, epochs=1, run_dir=tmp_path / "given"))
+    given = train(digits(tmp_path, compute_dtype=faster, run_dir=tmp_path / "given"))
     jax.tree.map(np.testing.assert_array_equal, chosen.params, given.params)
 
 
-def test_a_run_is_used_in_another_process_as_the_network_that_it_is(tmp_path):
-    """What was trained with tanh predicts with tanh."""
-    result = train(digits(tmp_path, activation="tanh", hidden_sizes=(32, 16), epochs=10, lr=1e-2))
-    code = (
-        "from funcnet import datasets, training, weights; x, y = datasets.load_digits().test; "
-        f"params, network = weights.load({str(result.run_dir / 'weights.safetensors')!r}); "
-        "print(network, float(training.evaluate(params, x, y, network).accuracy))"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert out[0] == "Network(hidden=tanh)"
-    assert float(out[1]) == pytest.approx(result.scores["test"]["accuracy"])
-
-
-def test_views_have_a_key_of_their_own(tmp_path, monkeypatch):
-    """None of them is the key of the start or of the epochs."""
+def test_views_have_a_key_of_their_own(tmp_path, everything, monkeypatch):
+    """It is drawn at the start, for them alone: no other keys come from it, and it is none of theirs."""
     drawn = []
     split = jax.random.split
-    monkeypatch.setattr(jax.random, "split", lambda *args: drawn.append(split(*args)) or drawn[-1])
-    train(digits(tmp_path, epochs=1, views=2, distortion=Distortion(rotation=5.0)))
-    first = {bytes(np.asarray(jax.random.key_data(key))) for key in drawn[0]}
-    views = {bytes(np.asarray(jax.random.key_data(key))) for key in drawn[-1]}
+
+    def recorded(key, *number):
+        keys = split(key, *number)
+        if not isinstance(keys, jax.core.Tracer):
+            parent, children = (np.asarray(jax.random.key_data(a)) for a in (key, keys))
+            drawn.append((bytes(parent), {*map(bytes, children)}))
+        return keys
+
+    monkeypatch.setattr(jax.random, "split", recorded)
+    again = train(digits(tmp_path, **EVERYTHING))
+    assert again.scores == everything.scores
+    (_, first), *others, (key, views) = drawn
     assert len(first) == 3
     assert len(views) == 2
+    assert key in first
+    assert key not in {parent for parent, _ in others}
     assert not first & views
 
 
+def test_everything_at_once(everything):
+    """And the last epoch is one of a soft finish; so is the one before, of three, with half of them soft."""
+    assert everything.history[-1]["train_loss"] <= 2.5
+    assert everything.scores.keys() == {"train", "validation", "test", "test, averaged"}
+    assert all(np.isfinite(row["loss"]) and row["loss"] <= 2.5 for row in everything.scores.values())
+    config = run_settings.read(everything.run_dir / "config.json")
+    assert [float(train_mnist.strength(config, number)) for number in (1, 2, 3)] == [1, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "hidden_sizes": (), "optimizer": "sgd", "lr": 0.5, "validation": 0, "vat_radius": 1.0, "accumulate": 4,
+            "batch_size": 5000,
+        },
+        {
+            "hidden_sizes": (32, 16), "activation": "leaky_relu(0.1)", "optimizer": "adamw", "dropout": 0.1,
+            "input_dropout": 0.1, "compute_dtype": "bfloat16", "upright": (0.0,),
+            "mesh": "data=1", "test": False,
+        },
+    ],
+    ids=["no hidden layer", "two hidden layers"],
+)  # fmt: skip
+def test_settings_together(tmp_path, settings):
+    check_run(train(digits(tmp_path, **settings)), settings)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -150,9 +261,13 @@ def test_views_have_a_key_of_their_own(tmp_path, monkeypatch):
     ids=str,
 )
 def test_settings(tmp_path, settings):
-    result = train(digits(tmp_path, **settings))
+    check_run(train(digits(tmp_path, **settings)), settings)
+
+
+def check_run(result, settings):
     assert result.history[-1]["train_loss"] <= 2.5
     assert ("validation" in result.scores) == (settings.get("validation") != 0)
+    assert ("test" in result.scores) == settings.get("test", True)
 
 
 def test_the_average_is_what_is_saved_and_scored(tmp_path):
@@ -198,11 +313,12 @@ def test_each_of_an_ensemble_may_see_images_of_a_width_of_its_own(tmp_path):
     """What a run scores is what its weights, with the widths beside them, say of images made so by hand."""
     result = train(digits(tmp_path, ensemble=2, upright=(0.0, 1.2), epochs=10, lr=1e-2))
     x, y = datasets.load_digits().test
+    upright_in_one = jax.jit(upright, static_argnames=("width", "image_shape"))
     p = []
     for i, width in ((1, None), (2, 1.2)):
         path = result.run_dir / f"weights_{i}.safetensors"
         assert weights.load_metadata(path)["upright"] == str(width or "own width")
-        seen = np.asarray(upright(x, width=width, image_shape=(8, 8)))
+        seen = np.asarray(upright_in_one(x, width=width, image_shape=(8, 8)))
         assert (seen != x).mean() > 0.1
         p.append(funcnet.predict(weights.load(path)[0], seen.astype(np.float32) / 255))
     mean = np.mean(np.asarray(p, np.float64), 0)
@@ -218,17 +334,15 @@ def test_an_ensemble_whose_loss_is_not_finite_names_the_step(widths, tmp_path):
     assert {"weights_1.safetensors", "weights_2.safetensors"} <= {path.name for path in config.run_dir.iterdir()}
 
 
-def test_a_run_is_repeated_from_its_config(tmp_path):
+def test_a_run_is_repeated_from_its_config(tmp_path, everything):
     """Every kind of setting survives the file, and the weights come out with the same bits."""
-    settings = {"distortion": Distortion(rotation=5.0), "dropout": 0.1, "average": 0.5, "ensemble": 2, "seed": 3}
-    settings["upright"] = (0.0, 1.5)
-    first = train(digits(tmp_path, **settings))
+    first = everything
     again = from_command_line(["--repeat", str(first.run_dir / "config.json"), "--run-dir", str(tmp_path / "again")])
     second = train(again)
     for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert again == dataclasses.replace(
-        digits(tmp_path, **settings),
+        digits(tmp_path, **EVERYTHING),
         repeat=first.run_dir / "config.json",
         run_dir=tmp_path / "again",
     )
@@ -246,11 +360,29 @@ def test_recipes_are_starting_points():
     assert (config.epochs, config.distortion.shift, config.distortion.alpha) == (1, 2.0, 36.0)
 
 
+def small(name, tmp_path, **changes):
+    """A recipe on the small digits, for two epochs, with one small layer."""
+    settings = {"dataset": "digits", "hidden_sizes": (32,), "epochs": 2, "validation": 119, "compute_dtype": "float32"}
+    return Config(recipe=name, **(RECIPES[name].settings | settings | {"run_dir": tmp_path / "run"} | changes))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_a_program(name, tmp_path):
+    """It is traced, as for compilation, and the state that comes out is one to go on with."""
+    config, key = small(name, tmp_path), jax.random.key(0)
+    check(config)
+    built = program.build(config, data.load(config), key)
+    state, metrics = jax.eval_shape(built.epoch, built.state, key, np.float32(1), *built.feed(key))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), built.state
+    )
+    assert metrics.loss.shape == (() if config.ensemble == 1 else (config.ensemble,))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "distort-large"])
 def test_every_recipe_runs(name, tmp_path):
-    """On the small digits, for two epochs, with small layers."""
-    small = {"dataset": "digits", "hidden_sizes": (16,), "epochs": 2, "validation": 100, "run_dir": tmp_path / "run"}
-    result = train(Config(recipe=name, **(RECIPES[name].settings | small)))
+    result = train(small(name, tmp_path, compute_dtype=RECIPES[name].settings.get("compute_dtype", "float32")))
     assert np.isfinite(result.scores["test"]["loss"])
 
 
@@ -280,15 +412,15 @@ def test_a_file_that_is_no_config_is_refused(text, message, tmp_path):
 def test_results_are_means_over_the_seeds_of_a_setting(tmp_path):
     """Against NumPy; runs that differ in more than their seed are rows of their own."""
     runs = []
-    for seed, epochs in ((0, 2), (1, 2), (2, 2), (0, 1)):
-        config = digits(tmp_path, seed=seed, epochs=epochs, hidden_sizes=(16,), run_dir=tmp_path / f"{seed}-{epochs}")
+    for seed, epochs in ((0, 3), (1, 3), (2, 3), (0, 0)):
+        config = digits(tmp_path, seed=seed, epochs=epochs, run_dir=tmp_path / f"{seed}-{epochs}")
         runs.append(train(config))
     lines = results.table([run.run_dir for run in runs]).splitlines()
     errors = [100 * (1 - run.scores["test"]["accuracy"]) for run in runs]
     assert len(lines) == 4
     assert f"{np.mean(errors[:3]):.2f} ± {np.std(errors[:3], ddof=1):.2f}% (3)" in lines[2]
     assert f"{errors[3]:.2f}% (1)" in lines[3]
-    assert "| default | 64-16-10 | 1,210 | 2 |" in lines[2]
+    assert "| default | 64-32-10 | 2,410 | 3 |" in lines[2]
 
 
 def test_results_of_what_was_held_out(tmp_path):
@@ -336,6 +468,29 @@ def test_what_is_not_finite_stops_the_run_with_the_last_good_weights(tmp_path, s
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
 
 
+@pytest.fixture
+def same_handlers():
+    """Of signals, after the test as before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_ctrl_c_that_a_callback_might_lose(monkeypatch, same_handlers):
+    """Before the first epoch the handler itself ends the process; what is lost later is minded at the next epoch."""
+    monkeypatch.setattr(processes, "leave", lambda: sys.exit(130))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    asked_to_stop = processes.told_to_stop()
+    with pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGINT)
+    assert not asked_to_stop(0)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        asked_to_stop(1)
+
+
 @contextmanager
 def started(*arguments, **pipes):
     """The script as a process, which does not outlive a test that fails."""
@@ -347,9 +502,10 @@ def started(*arguments, **pipes):
             process.kill()
 
 
-def test_ctrl_c_keeps_what_was_learnt(tmp_path):
+@pytest.mark.slow
+def test_ctrl_c_on_a_process(tmp_path):
     """As a command, interrupted in the middle of a run far too long to finish."""
-    arguments = "--dataset", "digits", "--epochs", "1000000", "--run-dir", tmp_path / "run"
+    arguments = "--dataset", "digits", "--hidden-sizes", "32", "--epochs", "1000000", "--run-dir", tmp_path / "run"
     metrics = tmp_path / "run" / "metrics.jsonl"
     with started(*arguments, stdout=subprocess.PIPE) as process:
         while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
@@ -360,9 +516,10 @@ def test_ctrl_c_keeps_what_was_learnt(tmp_path):
     assert process.returncode == 130
     whole = len(metrics.read_text().splitlines())
     assert f"interrupted  after {whole} whole epochs, whose weights these are" in out
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES | {"checkpoints"}  # to go on from
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES | PICTURES | {"checkpoints"}  # to go on from
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_training_leaves_nothing_behind(tmp_path):
     arguments = "--dataset", "digits", "--hidden-sizes", *["64"] * 40, "--run-dir", tmp_path / "run"
     with started(*arguments, stderr=subprocess.PIPE) as process:
@@ -374,23 +531,24 @@ def test_ctrl_c_before_training_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_ctrl_c_that_a_callback_might_lose(monkeypatch):
-    """Before the first epoch the handler itself ends the process; what is lost later is minded at the next epoch."""
-    monkeypatch.setattr(processes, "leave", lambda: sys.exit(130))
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        asked_to_stop = processes.told_to_stop()
-        with pytest.raises(SystemExit):
+def test_ctrl_c_keeps_what_was_learnt(tmp_path, monkeypatch, capsys, same_handlers):
+    """The command, interrupted in the middle of a run far too long to finish."""
+    write, rows = run_folder.write_metrics, []
+
+    def write_and_interrupt(run_dir, history):
+        write(run_dir, history)
+        rows.append(len(history))
+        if len(rows) == 3:
             signal.raise_signal(signal.SIGINT)
-        assert not asked_to_stop(0)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            asked_to_stop(1)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+    monkeypatch.setattr(run_folder, "write_metrics", write_and_interrupt)
+    arguments = "--dataset", "digits", "--hidden-sizes", "32", "--epochs", "1000000", "--run-dir", tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["train_mnist.py", *map(str, arguments)])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert train_mnist.main() == 130
+    assert rows == [1, 2, 3, 3]
+    assert "interrupted  after 3 whole epochs, whose weights these are" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES | {"checkpoints"}  # to go on from
 
 
 def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
@@ -472,20 +630,43 @@ def test_without_mnist_it_says_so_in_one_line_and_takes_the_digits(tmp_path, mon
     assert not (tmp_path / "other").exists()
 
 
-def test_the_command_line(tmp_path):
-    wrong = run("--dataset", "digits", "--activation", "swish", cwd=tmp_path)
-    assert wrong.returncode == 1
-    assert wrong.stderr.startswith("train_mnist: unknown activation 'swish', expected one of")
-    assert "Traceback" not in wrong.stderr
-    assert run("--epochs", "many", cwd=tmp_path).returncode == 2
-    shown = run("--help", cwd=tmp_path).stdout
+def test_what_the_command_refuses(tmp_path, monkeypatch, capsys, same_handlers):
+    """With a sentence and an exit code; and its help has every setting."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_mnist.py", *arguments])
+        return train_mnist.main()
+
+    assert command("--dataset", "digits", "--activation", "swish") == 1
+    assert capsys.readouterr().err.startswith("train_mnist: unknown activation 'swish', expected one of")
+    with pytest.raises(SystemExit) as ended:
+        command("--epochs", "many")
+    assert ended.value.code == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command("--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}" in shown for name in Config.__dataclass_fields__)
     assert list(tmp_path.iterdir()) == []
 
-    good = run("--dataset", "digits", "--epochs", "1", cwd=tmp_path)
-    assert good.returncode == 0
+
+def test_the_command_line(tmp_path):
+    """A run in a process of its own; what was trained with tanh there predicts with tanh here."""
+    arguments = "--activation", "tanh", "--hidden-sizes", "32", "16", "--epochs", "10", "--lr", "1e-2"
+    good = run("--dataset", "digits", *arguments, cwd=tmp_path)
+    assert good.returncode == 0, good.stderr
     assert "accuracy" in good.stdout
-    assert [path.name.startswith("digits-") for path in (tmp_path / "runs").iterdir()] == [True]
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert run_dir.name.startswith("digits-")
+    assert {path.name for path in run_dir.iterdir()} == FILES | PICTURES
+    params, network = weights.load(run_dir / "weights.safetensors")
+    assert network == Network(funcnet.tanh)
+    x, y = datasets.load_digits().test
+    scores = json.loads((run_dir / "scores.json").read_text())["scores"]
+    assert scores["test"]["accuracy"] > 0.9
+    assert float(training.evaluate(params, x, y, network).accuracy) == pytest.approx(scores["test"]["accuracy"])
 
 
 @pytest.mark.mnist

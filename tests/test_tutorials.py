@@ -17,9 +17,17 @@ import oracle
 import pytest
 import ten_hidden_units
 import three_tasks
+from compiler import not_optimized
 
 import funcnet
 from funcnet import Network, activations, datasets, losses, testing, training
+
+
+@pytest.fixture(scope="module", autouse=True)
+def many_small_programs():
+    with not_optimized():
+        yield
+
 
 # The oracle: (f, f') and (loss, d loss / d a_L) of columns, a chain of layers, gradients summed over the batch.
 
@@ -73,6 +81,7 @@ NETWORKS = {  # the five; rows of numbers stand for images
     "any loss, new ones": (any_loss.SIZES, "softsign", "identity", "log_cosh", 12),
     "ten hidden units": ((784, 10, 10), "relu", "identity", "softmax_cross_entropy", 30),
     "maximum likelihood": ((2, 10, 2), "tanh", "identity", "softmax_cross_entropy", 100),
+    "maximum likelihood, checked": ((500, 100, 50, 40, 10), "tanh", "identity", "softmax_cross_entropy", 16),
 }
 
 
@@ -99,13 +108,13 @@ def test_the_numpy_network_agrees(name, x64):
         out, total, grads = numpy_pass(layers, x.T, y.T, hidden, output, loss)
         close(funcnet.forward(params, x, network), out.T)
         close(n * funcnet.objective(params, x, y, network), total)
-        summed = any_loss.summed_gradient(params, x, y, network)
-        for (dW, db), (dW_numpy, db_numpy) in zip(summed, grads, strict=True):
-            if step == 0:
+        if step == 0:
+            summed = any_loss.summed_gradient(params, x, y, network)
+            for (dW, db), (dW_numpy, db_numpy) in zip(summed, grads, strict=True):
                 close(dW, dW_numpy.T)
                 close(db, db_numpy)
         layers = [(W - rate * dW, b - rate * db) for (W, b), (dW, db) in zip(layers, grads, strict=True)]
-        by_hand = funcnet.backward(params, x, y, network)
+        by_hand = jax.tree.map(np.asarray, funcnet.backward(params, x, y, network))
         params = [(W - 0.1 * dW, b - 0.1 * db) for (W, b), (dW, db) in zip(params, by_hand, strict=True)]
     for (W, b), (W_numpy, b_numpy) in zip(params, layers, strict=True):
         close(W, W_numpy.T)
@@ -184,7 +193,8 @@ def test_a_line_separates_what_the_layer_has_bent():
 
 def test_parameter_counts():
     for sizes, count in three_tasks.COUNTS.items():
-        assert funcnet.count_parameters(funcnet.init(jax.random.key(0), sizes)) == count
+        params = jax.eval_shape(lambda sizes=sizes: funcnet.init(jax.random.key(0), sizes))
+        assert funcnet.count_parameters(params) == count
 
 
 def test_the_task_is_in_the_loss_alone():
@@ -229,6 +239,11 @@ def test_a_signal_through_20_layers():
 def test_the_new_activation_and_loss_are_right():
     assert testing.check_activation(any_loss.softsign).ok
     assert testing.check_loss(any_loss.log_cosh, class_ids=False).ok
+
+
+@pytest.mark.slow
+def test_the_network_of_the_new_ones_is_checked():
+    """Against NumPy it is above."""
     x, y = any_loss.data()
     testing.assert_backward(funcnet.init(jax.random.key(0), any_loss.SIZES), x[:16], y[:16], any_loss.ROBUST)
 
@@ -276,7 +291,9 @@ def test_logistic_regression_is_a_network():
     np.testing.assert_allclose(maximum_likelihood.logistic_regression(z), jax.nn.sigmoid(z), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_checked_network_of_maximum_likelihood():
+    """As the script checks it; against NumPy it is above."""
     params = funcnet.init(jax.random.key(0), (500, 100, 50, 40, 10))
     x, y = jax.random.normal(jax.random.key(2), (16, 500)), jnp.arange(16) % 10
     np.testing.assert_allclose(funcnet.predict(params, x, Network(funcnet.tanh)).sum(-1), 1, rtol=1e-6)
@@ -287,15 +304,17 @@ def test_the_checked_network_of_maximum_likelihood():
 
 def test_two_moons():
     """0.03 to 0.07 after 300 steps: so it is for most draws of points and weights; 0.032 to 0.075 for ten of them."""
-    last = []
-    for seed in range(10):
-        _, losses = maximum_likelihood.fit(*maximum_likelihood.two_moons(seed=seed), seed=seed)
-        assert (np.diff(losses) < 0).all()
-        last.append(float(losses[-1]))
+    points, labels = map(np.stack, zip(*(maximum_likelihood.two_moons(seed=seed) for seed in range(10)), strict=True))
+    fits = jax.jit(jax.vmap(lambda x, y, seed: maximum_likelihood.fit(x, y, seed=seed)[1]))  # all in one program
+    losses = np.asarray(fits(points, labels, np.arange(10)))
+    assert (np.diff(losses) < 0).all()
+    last = losses[:, -1]
     assert 0.03 <= np.median(last) <= 0.07
     assert 0.03 <= last[0] <= 0.07  # the one that the script draws
     assert sum(0.03 <= loss <= 0.07 for loss in last) >= 8
     assert max(last) < 0.08
+    _, alone = maximum_likelihood.fit(points[0], labels[0])
+    np.testing.assert_allclose(alone, losses[0], rtol=1e-3)
 
 
 @pytest.mark.mnist

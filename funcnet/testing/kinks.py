@@ -9,14 +9,12 @@ import functools
 import itertools
 import math
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from funcnet.activations import Activation
-from funcnet.losses import Loss
 from funcnet.mlp import backward, forward_trace
 from funcnet.network import Network, computed_in
 from funcnet.testing.ladder import NOISE_ALLOWANCE
@@ -24,6 +22,7 @@ from funcnet.testing.report import Row, error_in_eps
 from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of
 
 KINK_DISTANCE = 64.0  # in eps of |a| |W| + |b|, the rounding error of z
+SLOPE_ERROR = 1e-8  # small beside a slope, large beside eps
 JUDGED_AT_KINKS = 32  # samples: each takes up to 64 gradients of its own
 
 
@@ -139,37 +138,32 @@ def slope_floors(args, network) -> list[float] | None:
     """
     if network.compute_dtype is not None:
         return None
-    size = 1e-8
     with enable_x64(True):
-        params, x, y, masks, w = cast_to(args, np.float64)
-
-        def gradient(draw):
-            rough = partial(_rough, draw=draw, size=size)
-            hidden = tuple(map(rough, network.hidden)) if isinstance(network.hidden, tuple) else rough(network.hidden)
-            roughened = Network(hidden, rough(network.output), _rough_loss(network.loss, draw, size))
-            made = backward(params, x, y, roughened, masks=masks, sample_weight=w)
-            return as_arrays(made)
-
-        exact, *drawn = map(gradient, (None, 0, 1))
+        exact, *drawn = map(as_arrays, _with_rough_slopes(*cast_to(args, np.float64), network))
     changes = [max(np.abs(a - g).max(initial=0.0) for a in draws) for g, *draws in zip(exact, *drawn, strict=True)]
-    return [NOISE_ALLOWANCE * eps_of(np.float64) * change / size for change in changes]
+    return [NOISE_ALLOWANCE * eps_of(np.float64) * change / SLOPE_ERROR for change in changes]
 
 
-@functools.lru_cache(256)
-def _rough(f: Activation, draw, size) -> Activation:
-    """The activation with random errors of that size in its slopes; as it is where there is no draw."""
-    return Activation(f.name, f.fn, lambda z, a: f.deriv(z, a) + size * _signs(draw, z)) if draw is not None else f
+@jax.jit
+def _with_rough_slopes(params, x, y, masks, w, network):
+    """The gradient, and what two draws of random errors in all slopes make of it."""
+
+    def gradient(draw):
+        def rough(f):
+            return Activation(f.name, f.fn, lambda z, a: f.deriv(z, a) + _errors(draw, z))
+
+        hidden, loss = network.hidden, network.loss
+        rough_loss = replace(loss, delta=lambda out, y: loss.delta(out, y) + _errors(draw, out))
+        rough_hidden = tuple(map(rough, hidden)) if isinstance(hidden, tuple) else rough(hidden)
+        roughened = Network(rough_hidden, rough(network.output), rough_loss)
+        return backward(params, x, y, roughened, masks=masks, sample_weight=w)
+
+    return backward(params, x, y, network, masks=masks, sample_weight=w), gradient(0), gradient(1)
 
 
-@functools.lru_cache(256)
-def _rough_loss(loss: Loss, draw, size) -> Loss:
-    if draw is None:
-        return loss
-    return replace(loss, delta=lambda out, y: loss.delta(out, y) + size * _signs(draw, out))
-
-
-def _signs(draw, like):
-    return jax.random.rademacher(jax.random.key(draw), like.shape, like.dtype)
+def _errors(draw, like):
+    signs = np.random.default_rng(draw).choice((-1.0, 1.0), like.shape)
+    return jnp.asarray(SLOPE_ERROR * signs, like.dtype)
 
 
 # Samples.

@@ -197,16 +197,12 @@ def _worst_row(name, got, want) -> Row:
 def _suspects(by_hand, args, network) -> tuple[str, ...]:
     """Known mistakes, made on purpose: which of them gives the same wrong gradient?"""
     params, x, y, masks, w = args
-
-    def without_slope(f):
-        return Activation(f.name, f.fn, lambda z, a: jnp.ones_like(z))
-
     hidden = network.hidden
-    flat = tuple(map(without_slope, hidden)) if isinstance(hidden, tuple) else without_slope(hidden)
+    flat = tuple(map(_without_slope, hidden)) if isinstance(hidden, tuple) else _without_slope(hidden)
     mistakes = {
         "the derivative of the hidden activation is missing": {"network": replace(network, hidden=flat)},
         "the derivative of the output activation is missing": {
-            "network": replace(network, output=without_slope(network.output))
+            "network": replace(network, output=_without_slope(network.output))
         },
         "the masks are forgotten": {"masks": None},
         "the sample weights are forgotten": {"sample_weight": None},
@@ -224,6 +220,11 @@ def _suspects(by_hand, args, network) -> tuple[str, ...]:
         if all(g.shape == m.shape and error_in_eps(g, m, 1e-5) <= 1 for g, m in zip(got, made, strict=True)):
             notes.append(f"exactly what comes out where {name}")
     return tuple(notes)
+
+
+@functools.lru_cache(64)
+def _without_slope(f):
+    return Activation(f.name, f.fn, lambda z, a: jnp.ones_like(z))
 
 
 # Calls, and what they are of.

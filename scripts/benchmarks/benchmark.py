@@ -1,7 +1,7 @@
 """How fast, and against whom: each suite prints a table in Markdown, and all of it goes into one JSON file.
 
 python scripts/benchmarks/benchmark.py                  # all suites; needs pip install -e ".[train,bench]"
-python scripts/benchmarks/benchmark.py epoch step --out figures.json
+python scripts/benchmarks/benchmark.py epoch step --out scripts/benchmarks/results/step-NAME_OF_MACHINE.json
 
 How candidates are timed stands in `timing.py`, the frameworks that are compared with in `peers.py`; those that are not
 installed are left out. Each suite here is a generator of rows.
@@ -9,10 +9,12 @@ installed are left out. Each suite here is a generator of rows.
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import date
 from functools import partial
 from importlib import import_module
 from itertools import accumulate, pairwise, product
@@ -396,7 +398,7 @@ def main(suites: tuple[Suite, ...] = (), /, seconds: float = 3.0, only: str = ""
       suites: which of them; all, if none is named.
       seconds: for each candidate.
       only: in `epoch`, funcnet and those in whose names this regular expression is found, such as `NumPy|optax`.
-      out: a JSON file for the figures.
+      out: a JSON file for the figures, such as one in scripts/benchmarks/results, from which the documentation has its.
       pictures: a folder for the plots of `scaling`.
     """
     print(f"{timing.machine()}\n")
@@ -409,7 +411,12 @@ def main(suites: tuple[Suite, ...] = (), /, seconds: float = 3.0, only: str = ""
         print(f"## {name}\n\n{' '.join((run.__doc__ or '').split())}\n\n{timing.markdown(rows)}", flush=True)
         results[name] = [vars(row) for row in rows]
         if out is not None:
-            out.write_text(json.dumps({"machine": timing.machine(), "suites": results}, indent=1) + "\n")
+            about = {
+                "date": f"{date.today()}",
+                "command": shlex.join(["python", *sys.argv]),
+                "machine": timing.machine(),
+            }
+            out.write_text(json.dumps(about | {"suites": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Row:
     case: str
     candidate: str
     seconds: float  # median over rounds
-    quartiles: tuple[float, float]
+    quartiles: tuple[float, float] | None  # None where they were not kept
     ratio: float  # to the first candidate of the case, median of the ratios within a round
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -119,10 +119,10 @@ def shown(row: Row) -> str:
     >>> shown(Row("case", "candidate", 2.0, (1.9, 2.1), 0.5, {"memory in MB": 1.25}))
     '2 s ±5%, 0.50x, memory in MB 1.25'
     """
-    spread = (row.quartiles[1] - row.quartiles[0]) / 2 / row.seconds
+    spread = f" ±{(row.quartiles[1] - row.quartiles[0]) / 2 / row.seconds:.0%}" if row.quartiles else ""
     more = [f"{name} {v:.3g}" if isinstance(v, float) else f"{name} {v:,}" if isinstance(v, int) else f"{name} {v}"
             for name, v in row.more.items()]  # fmt: skip
-    return ", ".join([f"{readable(row.seconds)} ±{spread:.0%}", f"{row.ratio:.2f}x", *more])
+    return ", ".join([f"{readable(row.seconds)}{spread}", f"{row.ratio:.2f}x", *more])
 
 
 def readable(value: float, units: Mapping[str, float] = SECONDS) -> str:

@@ -1,6 +1,7 @@
 """What the documentation takes from elsewhere in the repository, so that nothing is said twice, and its formulas.
 
 In a page, a line `{{ readme: Heading }}` stands for that section of README.md, `{{ changelog: }}` for CHANGELOG.md,
+`{{ figures: FILE: SUITE }}` for the table of a suite of scripts/benchmarks/results/FILE.json,
 `{{ source: funcnet.mlp.backward_sweep }}` for the source of that function, and `{{ line: FUNCTION: START }}` for its
 line that starts so. LaTeX becomes MathML, which browsers draw by themselves. Extras are
 imported inside the functions: the tests read the pages without them.
@@ -9,7 +10,9 @@ imported inside the functions: the tests read the pages without them.
 import html
 import importlib
 import inspect
+import json
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -54,11 +57,23 @@ def _taken(line):
         return (ROOT / "CHANGELOG.md").read_text().split("\n", 1)[1]
     if kind == "source":
         return f"```py\n{_source(name.strip())}```"  # not `python`: the tests run what is
+    if kind == "figures":
+        file, suite = (part.strip() for part in name.split(":"))
+        return _figures(ROOT / "scripts" / "benchmarks" / "results" / f"{file}.json", suite)
     if kind == "line":
         function, _, start = (part.strip() for part in name.partition(":"))
         (found,) = [text.strip() for text in _source(function).splitlines() if text.strip().startswith(start)]
         return f"```py\n{found}\n```"
-    raise ValueError(f"{line!r}: expected readme, changelog, source or line, and a colon")
+    raise ValueError(f"{line!r}: expected readme, changelog, figures, source or line, and a colon")
+
+
+def _figures(path, suite):
+    sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
+    import timing
+
+    kept = json.loads(path.read_text())
+    about = f"`{kept['command']}`, {kept['date']}, {', '.join(f'{k} {v}' for k, v in kept['machine'].items())}"
+    return f"{timing.markdown([timing.Row(**row) for row in kept['suites'][suite]])}\n{about}"
 
 
 def _source(name):

@@ -3,6 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from mnist.processes import say
@@ -70,8 +71,9 @@ def load(config: Config) -> Data:
 def as_seen(config: Config, images: np.ndarray) -> np.ndarray:
     """The images as the networks get to see them: upright, if that is asked for."""
     side = math.isqrt(images.shape[-1])
+    turned = jax.jit(upright, static_argnames=("width", "image_shape"))  # one program, not one for each operation
     sets = [
-        np.asarray(upright(jnp.asarray(images), width=width or None, image_shape=(side, side)))
+        np.asarray(turned(jnp.asarray(images), width=width or None, image_shape=(side, side)))
         for width in config.upright
     ]
     return np.stack(sets) if len(sets) > 1 else sets[0] if sets else images

@@ -192,8 +192,9 @@ def logits_over_views(config: Config, program: Program, params: Params, x: Array
     """What the networks say of several deformed views of each image, as an ensemble says it."""
     half = deformation(config, x.shape[-1], 0.5) or evaluation.scale_pixels
 
-    def view(key):  # where each network has images of its own, all are deformed alike
+    @jax.jit
+    def view(key, x):  # where each network has images of its own, all are deformed alike
         return half(key, x) if x.ndim == 2 else jax.lax.map(partial(half, key), x)
 
     keys = jax.random.split(key, config.views)
-    return evaluation.ensemble(jnp.stack([program.logits(params, view(key)) for key in keys]))
+    return evaluation.ensemble(jnp.stack([program.logits(params, view(key, x)) for key in keys]))
