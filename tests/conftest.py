@@ -14,6 +14,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import compiler
 import jax
 import pytest
 
@@ -49,6 +50,13 @@ def let_go(request):
     yield
     if request.path.parent == Path(__file__).parent:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def not_optimized():
+    """For a file of many programs that are over sooner than a compiler's best is ready."""
+    with compiler.not_optimized():
+        yield
 
 
 @pytest.fixture

@@ -11,17 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiler import not_optimized
 
 import funcnet
 from funcnet import checkpoints, sharding, training
 from funcnet.optimizers import averaged
 
-
-@pytest.fixture(scope="module", autouse=True)
-def many_small_programs():
-    with not_optimized():
-        yield
+pytestmark = pytest.mark.usefixtures("not_optimized")
 
 
 def a_state(sizes=(6, 8, 4), dtype=jnp.float32, step=0):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiler import not_optimized
 from scipy import ndimage
 
 import funcnet
@@ -20,10 +19,7 @@ upright_in_one = jax.jit(upright, static_argnames=("width", "image_shape"))
 source_points_in_one = jax.jit(source_points, static_argnums=(1, 2, 3))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def many_small_programs():
-    with not_optimized():
-        yield
+pytestmark = pytest.mark.usefixtures("not_optimized")
 
 
 @pytest.fixture

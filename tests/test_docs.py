@@ -114,6 +114,7 @@ def test_the_reference_has_every_module():
     assert sorted(named) == sorted(funcnet._SUBMODULES)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs():
     """Its cells in order; the documentation's build also runs it in a kernel."""
     notebook = json.loads((DOCS / "pages" / "quickstart.ipynb").read_text())

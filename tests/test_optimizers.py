@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import oracle
 import pytest
-from compiler import not_optimized
 
 import funcnet
 from funcnet import optimizers, schedules, training
@@ -28,10 +27,7 @@ PAIRS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def many_small_programs():
-    with not_optimized():
-        yield
+pytestmark = pytest.mark.usefixtures("not_optimized")
 
 
 @pytest.fixture(autouse=True)

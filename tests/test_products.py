@@ -28,8 +28,8 @@ def test_against_numpy(factors, jitted):
 
     cases = [
         (draw(*batch, N_IN), draw(*batch, n_out), draw(N_IN, n_out), draw(*batch))
-        for batch in BATCHES
-        for n_out in WIDTHS
+        for i, batch in enumerate(BATCHES)
+        for n_out in (WIDTHS[i], WIDTHS[i - 2])
     ]
 
     def everything(cases):
@@ -47,7 +47,7 @@ def test_against_numpy(factors, jitted):
         return results
 
     if not jitted:  # as a user at a prompt calls them, in some of the cases
-        cases = cases[1:3] + cases[13:15]
+        cases = cases[4:6]
     got = (jax.jit(everything) if jitted else everything)(cases)
     for (a, delta, W, weight), result in zip(cases, got, strict=True):
         a_, delta_, W_ = (rounded(v, factors) for v in (a, delta, W))

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import oracle
 import pytest
-from compiler import not_optimized
 
 import funcnet
 from funcnet import regularizers, training
@@ -17,10 +16,7 @@ from funcnet.optimizers import adam, apply_updates, averaged, sgd
 SIZES = (6, 9, 4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def many_small_programs():
-    with not_optimized():
-        yield
+pytestmark = pytest.mark.usefixtures("not_optimized")
 
 
 @pytest.fixture

@@ -52,8 +52,16 @@ def collectives(compiled):
     return [(m[2], m[1].count("f32[") - m[1].count("f32[]")) for m in found if m]
 
 
-@pytest.mark.parametrize("compute_dtype", [None, "bfloat16"])
-@pytest.mark.parametrize("name", MESHES)
+def in_turn(first, second):
+    """Every mesh with the first of two values or the second, in turn; what that leaves out is slow."""
+    return [
+        pytest.param(name, value, marks=() if i % 2 == j else pytest.mark.slow, id=f"{name}-{value}")
+        for i, name in enumerate(MESHES)
+        for j, value in enumerate((first, second))
+    ]
+
+
+@pytest.mark.parametrize(("name", "compute_dtype"), in_turn(None, "bfloat16"))
 def test_gradients_are_those_of_one_device(name, compute_dtype):
     (params, x, y), arrays = oracle.make_case(0, SIZES, (16,), np.float32, weighted=True, masked=True)
     backward = jax.jit(partial(funcnet.value_and_backward, network=Network(compute_dtype=compute_dtype)))
@@ -72,8 +80,7 @@ def test_gradients_are_those_of_one_device(name, compute_dtype):
         assert gradient.sharding.is_equivalent_to(wanted, gradient.ndim)
 
 
-@pytest.mark.parametrize("compute_dtype", [None, "bfloat16"])
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(("name", "compute_dtype"), in_turn(None, "bfloat16"))
 def test_one_all_reduce_for_the_gradients(name, compute_dtype):
     """Read from the compiled step: no sample moves, the gradients and the loss travel together."""
     optimizer = funcnet.adam(1e-3)
@@ -99,16 +106,7 @@ def test_one_all_reduce_for_the_gradients(name, compute_dtype):
         assert 2 <= len(within) <= 4
 
 
-def in_turn(name, first, second):
-    """Of two values the first for every other mesh, the second for the others; what they leave out is slow."""
-    quick = (first, second)[list(MESHES).index(name) % 2]
-    return [
-        pytest.param(name, value, marks=() if value == quick else pytest.mark.slow, id=f"{name}-{value}")
-        for value in (first, second)
-    ]
-
-
-@pytest.mark.parametrize(("name", "accumulate"), [case for name in MESHES for case in in_turn(name, 1, 2)])
+@pytest.mark.parametrize(("name", "accumulate"), in_turn(1, 2))
 def test_an_epoch_is_the_same_on_every_mesh(name, accumulate):
     """Also its order and what it draws: images are deformed and units dropped as on one device."""
     rng = np.random.default_rng(0)

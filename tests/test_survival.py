@@ -182,6 +182,7 @@ def test_what_a_kill_leaves(tmp_path, uninterrupted):
     assert not half.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
 def test_on_another_mesh(tmp_path, uninterrupted):
     """The first epochs on four devices, the rest on two others, or on one: the same run, to rounding."""

@@ -21,6 +21,8 @@ from funcnet.activations import Activation
 from funcnet.losses import Loss
 from funcnet.testing.__main__ import TRANSFORMS, matrix
 
+pytestmark = pytest.mark.usefixtures("not_optimized")
+
 
 @pytest.fixture(scope="module")
 def call():
@@ -30,10 +32,8 @@ def call():
 
 
 def caught(name, sizes, dtype):
-    # Compiled at once: operation by operation it would be a program for each.
-    return mutants.funcnet_notices(
-        jax.jit(partial(mutants.backward, **mutants.MUTANTS[name])), mutants.case(sizes, dtype, name)
-    )
+    mutant = partial(mutants.backward, **mutants.MUTANTS[name])
+    return mutants.funcnet_notices(mutant, mutants.case(sizes, dtype, name))
 
 
 @pytest.mark.parametrize("name", mutants.MUTANTS)
@@ -56,7 +56,8 @@ def test_the_correct_one_is_not(sizes, dtype):
     assert report.worst <= 16
 
 
-@pytest.mark.parametrize("cases", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [10, 100])
 def test_no_false_alarm_in_a_short_sweep(cases, capsys):
     """Of one network the short one, of ten the long one."""
     status = false_alarms.main(cases=cases, seed=1, draws=10)
@@ -113,7 +114,7 @@ def test_backward_with_each_of_everything_passes(leading, masked, dtype):
     check_everything(leading, masked, dtype)
 
 
-@pytest.mark.parametrize("half", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("half", [pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.bfloat16])
 def test_half_precision_is_judged_by_its_own_eps(half, call):
     params, x, y = call
     assert testing.check_backward(jax.tree.map(lambda p: jnp.asarray(p, half), params), x, y).ok
@@ -363,6 +364,7 @@ def test_trees_are_close_by_their_largest_entries():
         testing.assert_tree_close([a["w"]], a)
 
 
+@pytest.mark.slow
 def test_one_cell_of_the_matrix():
     f, loss, dtype, cells = next(matrix())
     assert (f, loss, dtype) == ("identity", "softmax_cross_entropy", "float32")
@@ -370,7 +372,7 @@ def test_one_cell_of_the_matrix():
     assert all(error <= 16 for error in cells.values())
 
 
-@pytest.mark.parametrize("n", [0, 1, 128])  # 7 elsewhere
+@pytest.mark.parametrize("n", [0, 1, pytest.param(128, marks=pytest.mark.slow)])  # 7 elsewhere
 def test_batches_of_every_size(n):
     params = oracle.network(0, (4, 5, 3), np.float32)
     x, y = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32), np.arange(n) % 3

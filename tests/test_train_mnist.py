@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import results
 import train_mnist
-from compiler import not_optimized
 from matplotlib import image
 from matplotlib.figure import Figure
 from mnist import data, processes, program, run_folder
@@ -42,10 +41,7 @@ FILES = {"config.json", "metrics.jsonl", "scores.json", "weights.safetensors"}
 DRAW = train_mnist.draw
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimized_in_processes_alone():
-    with not_optimized():
-        yield
+pytestmark = pytest.mark.usefixtures("not_optimized")
 
 
 @pytest.fixture(scope="module", autouse=True)

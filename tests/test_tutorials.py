@@ -17,16 +17,11 @@ import oracle
 import pytest
 import ten_hidden_units
 import three_tasks
-from compiler import not_optimized
 
 import funcnet
 from funcnet import Network, activations, datasets, losses, testing, training
 
-
-@pytest.fixture(scope="module", autouse=True)
-def many_small_programs():
-    with not_optimized():
-        yield
+pytestmark = pytest.mark.usefixtures("not_optimized")
 
 
 # The oracle: (f, f') and (loss, d loss / d a_L) of columns, a chain of layers, gradients summed over the batch.

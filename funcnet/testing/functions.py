@@ -65,24 +65,25 @@ def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Repo
     False
     """
     kinks = find_kinks(activation)
+    slopes_at = jax.jit(lambda z: (activation.deriv(z, activation.fn(z)), slope_of(activation.fn, z)))
     grid = np.linspace(-30, 30, 1501)
     grid = grid[(np.abs(grid[:, None] - np.array([*kinks, np.inf])) > 1e-3).all(1)]
     rows = []
     for dtype in ("float32", "float64"):
         with enable_x64(dtype == "float64"):
-            z = jnp.asarray(grid, dtype)
-            slopes = activation.deriv(z, activation.fn(z))
-            rows.append(_compare_slopes(dtype, z, slopes, slope_of(activation.fn, z), tolerance))
+            z = grid.astype(dtype)
+            rows.append(_compare_slopes(dtype, z, *slopes_at(z), tolerance))
     with enable_x64(True):
-        z = jnp.asarray(grid[np.abs(grid) <= 4])
-        slope, noise = central_difference(lambda t: np.asarray(activation.fn(z + t)))
-        off = np.abs(np.asarray(activation.deriv(z, activation.fn(z))) - slope) / np.maximum(1, np.abs(slope))
+        z = grid[np.abs(grid) <= 4]
+        fn = jax.jit(activation.fn)
+        slope, noise = central_difference(lambda t: np.asarray(fn(z + t)))
+        off = np.abs(np.asarray(slopes_at(z)[0]) - slope) / np.maximum(1, np.abs(slope))
         good = bool(off.max() <= DIFFERENCE_TOLERANCE + 10 * noise)
         rungs = f"of fn in float64, {off.max():.0e}, good to {noise:.0e}"
         rows.append(verdict("differences", z.shape, good, rungs, f"worst at z = {z[off.argmax()]:.6g}"))
         for kink in kinks:
-            left, right = (float(slope_of(activation.fn, jnp.float64(kink + side * 1e-9))) for side in (-1, 1))
-            got = float(activation.deriv(jnp.float64(kink), activation.fn(jnp.float64(kink))))
+            left, right = slopes_at(np.array([kink - 1e-9, kink + 1e-9]))[1].tolist()
+            got = float(slopes_at(np.array([kink]))[0][0])
             good = min(left, right) - 1e-6 <= got <= max(left, right) + 1e-6
             rungs = f"{got:.6g}, from the left {left:.6g}, from the right {right:.6g}"
             rows.append(verdict(f"kink at {kink:.6g}", (), good, rungs, "not between the two sides"))
@@ -117,22 +118,22 @@ def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: flo
     True
     """
     rng = np.random.default_rng(seed)
+    fn, delta, total = jax.jit(loss.fn), jax.jit(loss.delta), jax.jit(lambda out, y: loss.fn(out, y).sum())
     out = 2 * rng.normal(size=(50, K))
     targets = {"targets": rng.uniform(size=(50, K))} | ({"class ids": rng.integers(0, K, 50)} if class_ids else {})
     rows = []
     for (kind, y), dtype in itertools.product(targets.items(), ("float32", "float64")):
         with enable_x64(dtype == "float64"):
             args = jnp.asarray(out, dtype), jnp.asarray(y, dtype if kind == "targets" else "int32")
-            total = lambda out, y: loss.fn(out, y).sum()  # noqa: E731
-            judged, _ = judge(total, jax.grad(total), loss.delta, args, tolerance=tolerance, seed=seed)
+            judged, _ = judge(total, jax.jit(jax.grad(total)), delta, args, tolerance=tolerance, seed=seed)
             rows += [row._replace(leaf=f"delta, {kind}, {dtype}") for row in judged]
-            value, alone = loss.fn(*args), loss.fn(args[0][:1], args[1][:1])
-            good = value.shape == (50,) and bool(jnp.allclose(value[:1], alone))
+            value, alone = np.asarray(fn(*args)), np.asarray(fn(*(jnp.asarray(np.asarray(a)[:1]) for a in args)))
+            good = value.shape == (50,) and np.allclose(value[:1], alone)
             fault = "not one value per sample, or it depends on the others"
             rows.append(verdict(f"loss, {kind}, {dtype}", value.shape, good, "a value per sample", fault))
     if class_ids:
         bad = jnp.asarray(out[:2], jnp.float32), jnp.array([-1, K])
-        good = bool(jnp.isnan(loss.fn(*bad)).all() and jnp.isnan(loss.delta(*bad)).all())
+        good = bool(np.isnan(fn(*bad)).all() and np.isnan(delta(*bad)).all())
         rows.append(verdict("ids out of range", (), good, "NaN in loss and delta", "they pass for other classes"))
     return Report(loss.name, tuple(rows))
 

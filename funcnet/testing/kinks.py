@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,10 @@ def find_kinks(activation: Activation, low: float = -10.0, high: float = 10.0) -
     ([0.0], ())
     """
     with enable_x64(True):
+        derivative = jax.jit(partial(slope_of, activation.fn))
 
         def slope(*z):
-            return np.asarray(slope_of(activation.fn, jnp.asarray(z, jnp.float64)))
+            return np.asarray(derivative(np.array(z)))
 
         grid = np.linspace(low, high, 2001) + 1e-4  # not on a whole number
         jumps = np.abs(np.diff(slope(*grid)))
@@ -122,7 +124,7 @@ def _sides(reference, sample, reach, dtype) -> list[list[np.ndarray]]:
         for sign in signs:
             sign = iter(sign)
             nudges = [np.array([next(sign) * r * farther if r > 0 else 0.0 for r in layer]) for layer in reach]
-            moved = [(W, b + jnp.asarray(nudge, b.dtype)) for (W, b), nudge in zip(params, nudges, strict=True)]
+            moved = [(W, np.asarray(b) + nudge.astype(b.dtype)) for (W, b), nudge in zip(params, nudges, strict=True)]
             sides.append(as_arrays(reference(moved, x, y, masks, None)))
     return sides
 
@@ -171,4 +173,4 @@ def _errors(draw, like):
 
 def rows_of(args, keep):
     """The same call on some of its samples."""
-    return (args[0], *jax.tree.map(lambda a: a[keep], args[1:]))
+    return (args[0], *jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[keep]), args[1:]))

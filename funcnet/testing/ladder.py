@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from funcnet.testing.report import Row, error_in_eps, leaf_row, structure_rows, where_it_starts
@@ -73,8 +74,9 @@ def _in_float64(fn, reference, by_hand, args) -> _Wide:
     def move(i, v):
         def f(t):
             with enable_x64(True):
-                moved = jax.tree.unflatten(tree, [leaf + t * v if j == i else leaf for j, leaf in enumerate(leaves)])
-                return float(fn(moved, *args64[1:]))
+                moved = jnp.asarray(np.asarray(leaves[i]) + t * v)
+                params = jax.tree.unflatten(tree, [*leaves[:i], moved, *leaves[i + 1 :]])
+                return float(fn(params, *args64[1:]))
 
         return f
 

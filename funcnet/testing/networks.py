@@ -92,7 +92,8 @@ def assert_backward(params: Params, x: Any, y: Any, network: Network = Network()
 
     >>> import funcnet
     >>> params = funcnet.init(jax.random.key(0), (4, 5, 3))
-    >>> assert_backward(params, jnp.ones((2, 4)), jnp.array([0, 2]))
+    >>> x, y = jax.random.normal(jax.random.key(1), (7, 4)), jnp.array([0, 1, 2, 0, 1, 2, 0])
+    >>> assert_backward(params, x, y, Network(funcnet.tanh))
     """
     __tracebackhide__ = True  # pytest then points at the caller
     report = check_backward(params, x, y, network, **settings)
@@ -167,10 +168,13 @@ def _judge_behaviour(by_hand, args, compute_dtype) -> tuple[Row, ...]:
         with jax.disable_jit():
             rows.append(_worst_row("without jit", by_hand(params, x, y, masks, w), batch))
         samples = _of_samples(by_hand, params, x, y, masks)
-        share = np.full(len(x), 1 / len(x)) if w is None else np.asarray(w / w.sum())
+        share = np.full(len(x), 1 / len(x)) if w is None else np.asarray(w) / np.sum(w)
         mean = [np.tensordot(share, g, 1) for g in as_arrays(samples)]
         rows.append(_worst_row("mean of samples", mean, batch))
-        loop = [by_hand(params, *jax.tree.map(lambda a, i=i: a[i], (x, y, masks)), None) for i in range(min(len(x), 4))]
+        alone = [
+            jax.tree.map(lambda a, i=i: jnp.asarray(np.asarray(a)[i]), (x, y, masks)) for i in range(min(len(x), 4))
+        ]
+        loop = [by_hand(params, *sample, None) for sample in alone]
         stacked = [np.stack(leaves) for leaves in zip(*map(as_arrays, loop), strict=True)]
         rows.append(_worst_row("vmap and loop", [g[:4] for g in as_arrays(samples)], stacked))
     return tuple(rows)
@@ -209,7 +213,7 @@ def _suspects(by_hand, args, network) -> tuple[str, ...]:
     }
     if jnp.issubdtype(jnp.asarray(y).dtype, jnp.integer):
         K = params[-1][0].shape[1]
-        mistakes |= {f"the class ids are {by:+d} off": {"y": (jnp.asarray(y) + by) % K} for by in (1, -1)}
+        mistakes |= {f"the class ids are {by:+d} off": {"y": jnp.asarray((np.asarray(y) + by) % K)} for by in (1, -1)}
     call = {"y": y, "network": network, "masks": masks, "sample_weight": w}
     got, right = as_arrays(by_hand(*args)), as_arrays(backward(params, x, **call))
     notes = []
@@ -237,17 +241,12 @@ def _as_rows(params, x, y, masks, sample_weight):
     check_input(params, x)
     n = x.shape[:-1]
     targets_and_shares(y, jnp.zeros((*n, params[-1][0].shape[1])), sample_weight)
-    y = y.reshape(-1, *y.shape[len(n) :])
-    masks = (
-        masks if masks is None else tuple(m if m is None else jnp.asarray(m).reshape(-1, m.shape[-1]) for m in masks)
-    )
-    return (
-        params,
-        x.reshape(-1, x.shape[-1]),
-        y,
-        masks,
-        None if sample_weight is None else jnp.asarray(sample_weight).reshape(-1),
-    )
+
+    def rows(a, shape=()):
+        return None if a is None else jnp.asarray(np.asarray(a).reshape(-1, *shape))
+
+    masks = masks if masks is None else tuple(m if m is None else rows(m, m.shape[-1:]) for m in masks)
+    return params, rows(x, x.shape[-1:]), rows(y, y.shape[len(n) :]), masks, rows(sample_weight)
 
 
 def _objective(network, params, x, y, masks, sample_weight):

@@ -16,6 +16,9 @@ def leaf_names(tree) -> list[str]:
     return [jax.tree_util.keystr(path) or "value" for path in paths]
 
 
+# What is not the function under test is computed by NumPy: JAX would compile a program for each operation and shape.
+
+
 def as_arrays(tree) -> list[np.ndarray]:
     """The leaves, on the host."""
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
@@ -25,8 +28,8 @@ def cast_to(args, dtype):
     """A tree with its floating leaves in another dtype."""
 
     def cast(leaf):
-        leaf = jnp.asarray(leaf)
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jnp.asarray(np.asarray(leaf).astype(dtype) if floating else leaf)
 
     return jax.tree.map(cast, args)
 
