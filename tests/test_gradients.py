@@ -273,8 +273,15 @@ def test_half_precision_products_may_be_transposed(n):
         np.testing.assert_array_equal(g_T.T, g)
 
 
-@pytest.mark.parametrize("compute_dtype", [None, "bfloat16"])
-@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+@pytest.mark.parametrize(
+    ("axis_type", "compute_dtype"),
+    [
+        ("Auto", "bfloat16"),
+        ("Explicit", None),
+        pytest.param("Auto", None, marks=pytest.mark.slow),
+        pytest.param("Explicit", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_a_batch_sharded_over_devices(axis_type, compute_dtype):
     (params, x, y), arrays = oracle.make_case(0, (6, 20, 4), (8,), np.float32, weighted=True, masked=True)
     network = Network(compute_dtype=compute_dtype)

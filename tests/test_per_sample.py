@@ -14,6 +14,8 @@ import pytest
 import funcnet
 from funcnet import Network, activations, curvature, losses, per_sample
 
+pytestmark = pytest.mark.usefixtures("not_optimized")
+
 SIZES = (6, 9, 8, 4)
 BATCHES = [(1,), (7,), (128,), (), (3, 5)]
 EVERY = [Network(act, loss=loss) for act, loss in itertools.product(activations.SHIPPED, losses.SHIPPED)]
@@ -442,7 +444,7 @@ def test_all_compose_with_jit_vmap_scan_and_grad():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))  # of each: NaN and infinity stay in a sum
 
 
-@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+@pytest.mark.parametrize("axis_type", [pytest.param("Auto", marks=pytest.mark.slow), "Explicit"])
 def test_a_batch_sharded_over_devices(axis_type):
     (params, x, y), arrays = oracle.make_case(0, (6, 8, 4), (8,), np.float32, weighted=False, masked=True)
     whole = everything(params, x, y, **arrays)

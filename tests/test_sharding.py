@@ -106,7 +106,14 @@ def test_one_all_reduce_for_the_gradients(name, compute_dtype):
         assert 2 <= len(within) <= 4
 
 
-@pytest.mark.parametrize(("name", "accumulate"), in_turn(1, 2))
+@pytest.mark.parametrize(
+    ("name", "accumulate"),
+    [
+        ("data 8, explicit", 2),
+        ("data 4 x model 2", 1),
+        *(pytest.param(name, parts, marks=pytest.mark.slow) for name in MESHES for parts in (1, 2)),
+    ],
+)
 def test_an_epoch_is_the_same_on_every_mesh(name, accumulate):
     """Also its order and what it draws: images are deformed and units dropped as on one device."""
     rng = np.random.default_rng(0)
