@@ -47,15 +47,29 @@ def enable_x64(on):
     return jax.enable_x64(on) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64(on)
 
 
+def let_go():
+    """What was compiled, and the memory: glibc keeps what is freed, gigabytes in small pieces."""
+    jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def let_go(request):
-    """What a file of tests has compiled is of no use to the next one, and would fill the memory; doctests share it."""
+def after_a_file(request):
+    """What it has compiled is of no use to the next one; doctests share theirs."""
     yield
     if request.path.parent == Path(__file__).parent:
-        jax.clear_caches()
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # glibc keeps what is freed: gigabytes of small pieces
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        let_go()
+
+
+@pytest.fixture(autouse=True)
+def in_a_gigabyte():
+    """Also within a long file."""
+    yield
+    pages = Path("/proc/self/statm")
+    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 1e9:
+        let_go()
 
 
 @pytest.fixture(scope="module")
