@@ -257,6 +257,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--processes", type=int, default=2, help="side by side")
     parser.add_argument("--seconds", type=float, default=300, help="after which a test counts as failed")
+    parser.add_argument("--unchecked", action="store_true", help="do not see first whether the tests pass as it is")
     parser.add_argument("--list", action="store_true", help="print the mistakes and try none")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     settings = parser.parse_args()
@@ -285,10 +286,11 @@ def main() -> int:
         # What a mistake does not change is compiled once for all processes.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{name}/cache"
         run = partial(try_all, processes=settings.processes, folder=Path(name))
-        plain = run([(module, None) for module in modules], seconds=3600)
-        if failed := {modules[i]: result for i, result in plain.items() if result != "missed"}:
-            print(f"tests fail without any mistake: {failed}")
-            return 1
+        if not settings.unchecked:
+            plain = run([(module, None) for module in modules], seconds=3600)
+            if failed := {modules[i]: result for i, result in plain.items() if result != "missed"}:
+                print(f"tests fail without any mistake: {failed}")
+                return 1
         results = run(tasks, seconds=settings.seconds)
 
     print("| file | mistakes | noticed | missed |\n|---|---|---|---|")
