@@ -16,6 +16,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax" / platform.node())
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share an accelerator
 
 import compiler
 import jax
@@ -24,6 +25,8 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")  # on accelerators float32 products are rounded to TF32
+
+ABOUT_DEVICES = {"sharding.py", "test_sharding.py", "test_scaling.py", "test_checkpoints.py", "test_survival.py"}
 
 # A script that starts the suite with & makes it deaf to Ctrl-C, and so would be the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -70,6 +73,19 @@ def in_a_gigabyte():
     pages = Path("/proc/self/statm")
     if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 1e9:
         let_go()
+
+
+@pytest.fixture(autouse=True)
+def on_eight_devices(request, monkeypatch):
+    """Where an accelerator is the default, files about several devices take those of the CPU."""
+    if jax.default_backend() == "cpu" or request.path.name not in ABOUT_DEVICES:
+        yield
+        return
+    cpus = jax.devices("cpu")
+    monkeypatch.setattr(jax, "devices", lambda *_: cpus)
+    monkeypatch.setattr(jax, "device_count", lambda *_: len(cpus))
+    with jax.default_device(cpus[0]):
+        yield
 
 
 @pytest.fixture(scope="module")

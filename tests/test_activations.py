@@ -129,7 +129,9 @@ def test_names_find_their_activation(act):
     assert activations.from_name(act.name) is act
 
 
-@pytest.mark.parametrize("name", ["swish", "leaky_relu(", "leaky_relu(x)", "leaky_relu(inf)", ""])
+@pytest.mark.parametrize(
+    "name", ["swish", "leaky_relu(", "leaky_relu(x)", "leaky_relu(inf)", "leaky_relu(0.25", "leaky_relu=0.2)", "", 0.25]
+)
 def test_unknown_names_are_refused_with_those_there_are(name):
     with pytest.raises(
         ValueError, match=r"unknown activation .*, expected one of elu, gelu, .* or leaky_relu\(SLOPE\)"

@@ -291,7 +291,8 @@ def test_a_batch_sharded_over_devices(axis_type, compute_dtype):
     (params, x, y), arrays = oracle.make_case(0, (6, 20, 4), (8,), np.float32, weighted=True, masked=True)
     network = Network(compute_dtype=compute_dtype)
     whole = funcnet.backward(params, x, y, network, **arrays)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType[axis_type],))
+    cpus = jax.devices("cpu")[:4]
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType[axis_type],), devices=cpus)
 
     def put(a, *spec):
         return jax.device_put(a, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
@@ -304,6 +305,16 @@ def test_a_batch_sharded_over_devices(axis_type, compute_dtype):
     rounding = 1 if compute_dtype is None else 2**16  # jax.grad rounds what comes out of half-precision products
     assert max(oracle.errors_in_eps(sharded, by_jax)) <= 16 * rounding
     assert all(g.sharding.is_fully_replicated for g in jax.tree.leaves(sharded))
+
+
+def test_no_product_is_rounded_by_default_nor_would_it_pass():
+    """An accelerator may round the factors of products; the suite asks for all digits, and would notice otherwise."""
+    (params, x, y), _ = oracle.make_case(0, (6, 20, 17, 4), (7,), np.float32, weighted=False, masked=False)
+    program = jax.jit(funcnet.backward).lower(params, x, y).as_text()
+    assert program.count("dot_general") == program.count("precision = [HIGHEST, HIGHEST]") == 8
+    exact = jax.grad(funcnet.objective)(params, x, y)
+    rounded = funcnet.backward(params, x, y, Network(compute_dtype="bfloat16"))
+    assert min(oracle.errors_in_eps(rounded, exact)) > 1000
 
 
 @pytest.mark.parametrize("compute_dtype", [jnp.bfloat16, "float16"])

@@ -115,8 +115,11 @@ def test_initializers_have_their_variance(weights, variance, bound):
 def test_initializers_refuse_what_they_cannot_scale():
     with pytest.raises(ValueError, match=r"he_normal needs a weight's shape \(n_in, n_out\), got \(9,\); for biases"):
         funcnet.init(jax.random.key(0), SIZES, biases=funcnet.he_normal)
-    with pytest.raises(ValueError, match="uniform: low=1, high=0, expected finite numbers with low < high"):
-        funcnet.uniform(1, 0)
+    for low, high in ((1, 0), (1, 1), (-np.inf, 1), (0, np.inf)):
+        with pytest.raises(
+            ValueError, match=f"uniform: low={low}, high={high}, expected finite numbers with low < high"
+        ):
+            funcnet.uniform(low, high)
 
 
 def test_a_hidden_layer_of_width_zero_is_a_network_of_biases():

@@ -448,7 +448,8 @@ def test_all_compose_with_jit_vmap_scan_and_grad():
 def test_a_batch_sharded_over_devices(axis_type):
     (params, x, y), arrays = oracle.make_case(0, (6, 8, 4), (8,), np.float32, weighted=False, masked=True)
     whole = everything(params, x, y, **arrays)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType[axis_type],))
+    cpus = jax.devices("cpu")[:4]
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType[axis_type],), devices=cpus)
 
     def put(a, *spec):
         return jax.device_put(a, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))

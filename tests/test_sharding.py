@@ -245,7 +245,7 @@ def loss_curves(tmp_path, processes, *arguments):
     """The losses of each process, step by step, of an epoch over two devices each."""
     worker, address = Path(__file__).with_name("loss_curve.py"), f"127.0.0.1:{free_port()}"
     outs = [tmp_path / f"{processes}-{i}.json" for i in range(processes)]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     running = [
         subprocess.Popen([sys.executable, worker, address, str(processes), str(i), out, *arguments], env=environment)
         for i, out in enumerate(outs)

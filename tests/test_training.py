@@ -127,7 +127,8 @@ def test_epochs_are_scanned_and_sharded(data):
     run = jax.jit(lambda state, x, y: jax.lax.scan(lambda state, key: epoch(state, key, x, y), state, keys))
     assert max(oracle.errors_in_eps(run(fresh_state(sgd(0.1)), x, y)[0].params, loop.params)) <= 16
 
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    cpus = jax.devices("cpu")[:4]
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=cpus)
     batch = jax.device_put((x, y), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     assert max(oracle.errors_in_eps(run(fresh_state(sgd(0.1)), *batch)[0].params, loop.params)) <= 16
 

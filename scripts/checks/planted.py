@@ -34,8 +34,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 
 TESTS = {  # of each file, the quickest to notice first; its own doctests come before them
-    "activations": ["activations", "gradients", "testing"],
-    "losses": ["losses", "gradients", "testing", "evaluation"],
+    "activations": ["activations", "gradients", "network", "testing"],
+    "losses": ["losses", "gradients", "evaluation", "network", "testing"],
     "initializers": ["network", "mlp"],
     "products": ["products", "gradients", "per_sample", "sharding"],
     "mlp": ["mlp", "gradients", "network", "testing"],
