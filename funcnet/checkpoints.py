@@ -124,8 +124,10 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
                           "notes": notes or {}})  # fmt: skip
     sealed = {"content": content, "sha256": hashlib.sha256(content.encode()).hexdigest()}
     if not hasattr(jax, "set_mesh") and any(len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(tree)):
-        raise OSError(f"checkpoint {number} in {manager.directory}: cannot be written: its arrays lie on several "
-                      f"devices, and orbax needs a newer jax for that than {jax.__version__}")  # fmt: skip
+        raise OSError(
+            f"checkpoint {number} in {manager.directory}: cannot be written: its arrays lie on several "
+            f"devices, and orbax needs a newer jax for that than {jax.__version__}"
+        )
     args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), sealed=ocp.args.JsonSave(sealed))
     with _write_errors(manager, number):
         manager.save(number, args=args, force=True)
@@ -192,8 +194,10 @@ def restore(manager: Any, like: Any) -> Checkpoint | None:
         return Checkpoint(number, jax.tree.map(_with_key, tree, like), content["notes"])
     if damaged:
         reasons = "; ".join(f"{number}: {_reason(error)}" for number, error in damaged.items())
-        raise ValueError(f"{manager.directory}: none of its {len(damaged)} checkpoints is sound ({reasons}); they are "
-                         "left as they are")  # fmt: skip
+        raise ValueError(
+            f"{manager.directory}: none of its {len(damaged)} checkpoints is sound ({reasons}); they are "
+            "left as they are"
+        )
     return None
 
 
@@ -262,14 +266,17 @@ def _shapes(tree) -> dict[str, str]:
 def _check_shapes(path, found, expected):
     for name in [*expected, *found]:
         if found.get(name) != expected.get(name):
-            raise ValueError(f"{path}: of another network or optimizer: {name} is {found.get(name, 'not there')}, "
-                             f"expected {expected.get(name, 'no such array')}")  # fmt: skip
+            raise ValueError(
+                f"{path}: of another network or optimizer: {name} is {found.get(name, 'not there')}, "
+                f"expected {expected.get(name, 'no such array')}"
+            )
 
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
     if not isinstance(leaf, Array):
-        raise TypeError(f"like has a {type(leaf).__name__} for a leaf, expected JAX arrays, which say where to put "
-                        "what is read")  # fmt: skip
+        raise TypeError(
+            f"like has a {type(leaf).__name__} for a leaf, expected JAX arrays, which say where to put what is read"
+        )
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 

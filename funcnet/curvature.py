@@ -130,5 +130,7 @@ def _check_direction(params, direction) -> None:
 
     same_tree = jax.tree.structure(params) == jax.tree.structure(direction)
     if not same_tree or describe(params) != describe(direction):
-        raise ValueError(f"direction is {describe(direction)} in {jax.tree.structure(direction)}, expected "
-                         f"{describe(params)} in {jax.tree.structure(params)}, as params are")  # fmt: skip
+        raise ValueError(
+            f"direction is {describe(direction)} in {jax.tree.structure(direction)}, expected "
+            f"{describe(params)} in {jax.tree.structure(params)}, as params are"
+        )

@@ -160,8 +160,10 @@ def _parse_idx(file: BinaryIO | gzip.GzipFile, path: Path, max_bytes: int) -> np
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_DTYPES:
         known = ", ".join(f"{code:#04x}" for code in _IDX_DTYPES)
-        raise ValueError(f"{path}: starts with bytes {magic.hex(' ') or '(none)'}, expected an IDX header: 00 00, a "
-                         f"dtype code ({known}), the rank")  # fmt: skip
+        raise ValueError(
+            f"{path}: starts with bytes {magic.hex(' ') or '(none)'}, expected an IDX header: 00 00, a "
+            f"dtype code ({known}), the rank"
+        )
     dtype, rank = np.dtype(_IDX_DTYPES[magic[2]]), magic[3]
     if rank > 32:
         raise ValueError(f"{path}: the header announces {rank} axes, expected at most 32")
@@ -171,8 +173,10 @@ def _parse_idx(file: BinaryIO | gzip.GzipFile, path: Path, max_bytes: int) -> np
     shape = tuple(np.frombuffer(header, ">u4").tolist())
     expected = prod(shape) * dtype.itemsize
     if prod(max(n, 1) for n in shape) * dtype.itemsize > max_bytes:  # also (0, 2^32, 2^32), of no bytes at all
-        raise ValueError(f"{path}: the header announces {dtype.name} {shape}, expected at most {max_bytes:,} "
-                         f"bytes; raise max_bytes if you trust it")  # fmt: skip
+        raise ValueError(
+            f"{path}: the header announces {dtype.name} {shape}, expected at most {max_bytes:,} "
+            f"bytes; raise max_bytes if you trust it"
+        )
     data = file.read(expected + 1)
     if len(data) != expected:
         got = f"only {len(data):,}" if len(data) < expected else "more"
@@ -189,8 +193,10 @@ def _read_mnist_file(file: _MnistFile, data_dir: str | os.PathLike[str] | None) 
     got = hashlib.sha256(header + array.tobytes()).hexdigest() if array.dtype == np.uint8 else f"of {array.dtype} data"
     if got != file.sha256:
         other = next((f" (that of {other.name})" for other in _MNIST.values() if other.sha256 == got), "")
-        raise ValueError(f"{path}: the content is not MNIST's {file.name}: sha256 {got}{other}, expected "
-                         f"{file.sha256}; remove the file to have it downloaded again")  # fmt: skip
+        raise ValueError(
+            f"{path}: the content is not MNIST's {file.name}: sha256 {got}{other}, expected "
+            f"{file.sha256}; remove the file to have it downloaded again"
+        )
     return array
 
 

@@ -193,8 +193,10 @@ def bilinear(images: Array, points: Array) -> Array:
 
 def _check_images(x: Array, image_shape: tuple[int, int]) -> None:
     if x.dtype != jnp.uint8 or x.ndim == 0 or x.shape[-1] != prod(image_shape):
-        raise ValueError(f"x is {x.dtype} of shape {x.shape}, expected uint8 of shape (..., {prod(image_shape)}): "
-                         f"images of {image_shape[0]} x {image_shape[1]} pixels")  # fmt: skip
+        raise ValueError(
+            f"x is {x.dtype} of shape {x.shape}, expected uint8 of shape (..., {prod(image_shape)}): "
+            f"images of {image_shape[0]} x {image_shape[1]} pixels"
+        )
 
 
 def _affine_maps(key: Array, n: int, amounts: Distortion, image_shape: tuple[int, int]) -> Array:

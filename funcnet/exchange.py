@@ -75,8 +75,10 @@ def from_torch(model: Any, network: Network | None = None) -> tuple[Params, Netw
             bias = state.get(f"{prefix}.bias" if prefix else "bias")
             params.append((W, jnp.zeros(W.shape[1], W.dtype) if bias is None else _from_tensor(torch, name, bias)))
         elif kind != "bias":
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected the weight (n_out, n_in) or the bias "
-                             "of a linear layer")  # fmt: skip
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, expected the weight (n_out, n_in) or the bias "
+                "of a linear layer"
+            )
     check_params(params)
     network.activations(len(params))
     if is_module:
@@ -145,8 +147,10 @@ def from_sklearn(estimator: Any, *, dtype: DTypeLike = jnp.float32) -> tuple[Par
     losses = {"softmax": softmax_cross_entropy, "logistic": sigmoid_cross_entropy, "identity": squared_error}
     out, hidden = getattr(estimator, "out_activation_", None), getattr(estimator, "activation", None)
     if not hasattr(estimator, "coefs_") or out not in losses or hidden not in _SKLEARN.values():
-        raise ValueError(f"estimator is {estimator!r} with hidden activation {hidden!r} and output {out!r}, expected a "
-                         "fitted MLPClassifier, or MLPRegressor for the squared error")  # fmt: skip
+        raise ValueError(
+            f"estimator is {estimator!r} with hidden activation {hidden!r} and output {out!r}, expected a "
+            "fitted MLPClassifier, or MLPRegressor for the squared error"
+        )
     if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
         raise ValueError("dtype is float64, which JAX would round to float32: set jax_enable_x64 first")
     name = next(name for name, theirs in _SKLEARN.items() if theirs == hidden)
@@ -317,8 +321,10 @@ def _torch_network(torch, model) -> Network:
             slope = f"({module.negative_slope})" if kind == "LeakyReLU" else ""
             layers[-1] = activations.from_name(kinds[kind] + slope)
         elif own or not (kind in ("Dropout", "Identity", "Flatten") or any(module.children())):
-            raise ValueError(f"{name or 'model'} is a {kind}, expected torch.nn.Linear layers, each followed by at "
-                             f"most one of {', '.join(kinds)}")  # fmt: skip
+            raise ValueError(
+                f"{name or 'model'} is a {kind}, expected torch.nn.Linear layers, each followed by at "
+                f"most one of {', '.join(kinds)}"
+            )
     *hidden, output = layers or [identity]
     return Network(tuple(hidden) if len(set(hidden)) > 1 else hidden[0] if hidden else relu, output)
 
@@ -332,17 +338,21 @@ def _check_same_outputs(torch, model, params, network) -> None:
         ours = np.asarray(forward(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), x, network))
     error = np.abs(ours - theirs).max() / np.abs(theirs).max() if ours.shape == theirs.shape else np.inf
     if not error <= 2e-5:
-        raise ValueError(f"on random inputs the module gives other outputs than its layers, one after the other, with "
-                         f"{network}: by {error:.2g} of the largest. If it calls other activations, "
-                         "from_torch(model, Network(...)) says which")  # fmt: skip
+        raise ValueError(
+            f"on random inputs the module gives other outputs than its layers, one after the other, with "
+            f"{network}: by {error:.2g} of the largest. If it calls other activations, "
+            "from_torch(model, Network(...)) says which"
+        )
 
 
 def _known(f, where, names, library) -> tuple[Any, tuple[float, ...]]:
     """What a library calls a shipped activation, and its slope if it has one."""
     kind, _, slope = f.name.rstrip(")").partition("(")
     if kind not in names or not activations.is_shipped(f):
-        raise ValueError(f"{where}: the activation is {f.name}, of which {library} knows nothing; it knows "
-                         f"{', '.join(names)}, as shipped")  # fmt: skip
+        raise ValueError(
+            f"{where}: the activation is {f.name}, of which {library} knows nothing; it knows "
+            f"{', '.join(names)}, as shipped"
+        )
     return names[kind], (float(slope),) if slope else ()
 
 

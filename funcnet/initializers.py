@@ -76,8 +76,10 @@ def _scaled(about: str, name: str, draw: Callable[..., Array], numerator: int, b
 
     def initializer(key, shape, dtype=jnp.float32):
         if len(shape) != 2:
-            raise ValueError(f"{name} needs a weight's shape (n_in, n_out), got {shape}; for biases take zeros, "
-                             "standard_normal or uniform(low, high)")  # fmt: skip
+            raise ValueError(
+                f"{name} needs a weight's shape (n_in, n_out), got {shape}; for biases take zeros, "
+                "standard_normal or uniform(low, high)"
+            )
         n_in, n_out = (max(n, 1) for n in shape)  # an empty array has nothing to scale
         return draw(key, shape, dtype, math.sqrt(numerator / (n_in + n_out if both else n_in)))
 

@@ -85,8 +85,10 @@ class Network:
         """
         hidden = (self.hidden,) * (L - 1) if isinstance(self.hidden, Activation) else tuple(self.hidden)
         if len(hidden) != L - 1:
-            raise ValueError(f"hidden is {_describe(hidden)}, expected an Activation or {L - 1} of them, one for each "
-                             f"hidden layer of {L} layers")  # fmt: skip
+            raise ValueError(
+                f"hidden is {_describe(hidden)}, expected an Activation or {L - 1} of them, one for each "
+                f"hidden layer of {L} layers"
+            )
         return (*hidden, self.output)
 
 
@@ -235,16 +237,19 @@ def check_params(params: Any) -> None:
         for name, leaf in (("W", W), ("b", b)):
             if not _is_floating(leaf) or leaf.dtype != dtype:
                 as_first = f", {dtype} as in layer 1" if jnp.issubdtype(dtype, jnp.floating) else ""
-                raise ValueError(f"layer {l}: {name} has dtype {leaf.dtype}, expected one floating dtype "
-                                 f"throughout{as_first}")  # fmt: skip
+                raise ValueError(
+                    f"layer {l}: {name} has dtype {leaf.dtype}, expected one floating dtype throughout{as_first}"
+                )
         n_in = W.shape[1:]
 
 
 def check_input(params: Any, x: Array) -> None:
     """Check that `x` is a floating, non-empty `(..., n_0)`."""
     if not _is_floating(x):
-        raise ValueError(f"x has dtype {x.dtype}, expected a floating dtype: convert it first, e.g. "
-                         "x.astype('float32') / 255 for uint8 pixels")  # fmt: skip
+        raise ValueError(
+            f"x has dtype {x.dtype}, expected a floating dtype: convert it first, e.g. "
+            "x.astype('float32') / 255 for uint8 pixels"
+        )
     n_in = params[0][0].shape[0]
     if x.ndim == 0 or x.shape[-1] != n_in:
         raise ValueError(f"x has shape {x.shape}, expected (..., {n_in}): layer 1 has {n_in} inputs")
@@ -271,13 +276,17 @@ def check_targets(y: Array, batch_shape: tuple[int, ...], K: int) -> None:
     """Check that `y` is class ids `(...)` or targets `(..., K)`."""
     if is_class_ids(y):
         if y.shape != batch_shape:
-            raise ValueError(f"y has dtype {y.dtype}, so it holds class ids, and shape {y.shape}, expected "
-                             f"{batch_shape}, one per sample; targets shaped like the output are floating")  # fmt: skip
+            raise ValueError(
+                f"y has dtype {y.dtype}, so it holds class ids, and shape {y.shape}, expected "
+                f"{batch_shape}, one per sample; targets shaped like the output are floating"
+            )
     elif not _is_floating(y):
         raise ValueError(f"y has dtype {y.dtype}, expected an integer dtype (class ids) or a floating one (targets)")
     elif y.shape != (*batch_shape, K):
-        raise ValueError(f"y has dtype {y.dtype}, so it holds targets, and shape {y.shape}, expected "
-                         f"{(*batch_shape, K)}, like the output; class ids have an integer dtype")  # fmt: skip
+        raise ValueError(
+            f"y has dtype {y.dtype}, so it holds targets, and shape {y.shape}, expected "
+            f"{(*batch_shape, K)}, like the output; class ids have an integer dtype"
+        )
 
 
 def check_labels(y: ArrayLike, classes: int) -> None:

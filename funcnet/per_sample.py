@@ -189,8 +189,10 @@ def private_sum(
     if included is not None:
         included = jnp.asarray(included)
         if included.dtype != jnp.bool_ or included.shape != share.shape:
-            raise ValueError(f"included has dtype {included.dtype} and shape {included.shape}, expected bool and "
-                             f"{share.shape}, one per sample")  # fmt: skip
+            raise ValueError(
+                f"included has dtype {included.dtype} and shape {included.shape}, expected bool and "
+                f"{share.shape}, one per sample"
+            )
         counts = counts & included
     layers = [layer._replace(a_in=jnp.where(counts[..., None], layer.a_in, 0.0)) for layer in layers]
     deltas = [jnp.where(counts[..., None], delta, 0.0) for delta in deltas]

@@ -156,8 +156,12 @@ def first_layer_weights(W: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any
     strongest = np.argsort(-np.linalg.norm(W, axis=0))[: rows * columns]
     images = W[:, strongest].T
     limit = float(np.abs(images).max(initial=1e-12))
-    figure = new_figure(1.15 * columns, 1.2 * rows + 0.6, f"First-layer weights of the {len(strongest)} units with the "
-                     f"largest norms: blue {-limit:.2f}, white 0, red {limit:.2f}")  # fmt: skip
+    figure = new_figure(
+        1.15 * columns,
+        1.2 * rows + 0.6,
+        f"First-layer weights of the {len(strongest)} units with the "
+        f"largest norms: blue {-limit:.2f}, white 0, red {limit:.2f}",
+    )
     return _grid(figure, images, [f"unit {i}" for i in strongest], rows, columns, "RdBu_r", -limit, limit)
 
 

@@ -171,8 +171,10 @@ def shard_batches(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) ->
     ((3, 4, 1), (3, 4), True)
     """
     if batch_size < 1 or batch_size % mesh.shape["data"]:
-        raise ValueError(f"the batch size is {batch_size}, expected a positive multiple of {mesh.shape['data']}, the "
-                         "size of the mesh's axis data")  # fmt: skip
+        raise ValueError(
+            f"the batch size is {batch_size}, expected a positive multiple of {mesh.shape['data']}, the "
+            "size of the mesh's axis data"
+        )
     if not len(x) == len(y) > 0:
         raise ValueError(f"there are {len(x)} samples in x and {len(y)} in y, expected as many, and at least one")
     indices = np.asarray(_plan(key, len(x), batch_size))  # (S, B)

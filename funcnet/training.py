@@ -291,8 +291,10 @@ def make_prebatched_epoch(
     def epoch(state, key, x, y):
         steps, batch_size = y.shape[:2]
         if steps != -(-samples // batch_size) or x.shape[:2] != y.shape[:2]:
-            raise ValueError(f"x is {x.shape} and y {y.shape}, expected {-(-samples // batch_size)} batches of "
-                             f"{batch_size} in both, for {samples} samples")  # fmt: skip
+            raise ValueError(
+                f"x is {x.shape} and y {y.shape}, expected {-(-samples // batch_size)} batches of "
+                f"{batch_size} in both, for {samples} samples"
+            )
 
         def of_batch(state, batch, x, y):
             return step(state, batch.keys, x, y, batch.weights)

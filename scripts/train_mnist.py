@@ -170,8 +170,10 @@ def fit(
                 row["seconds"] = round(time.perf_counter() - began, 3)
                 whole, history, epoch_key = copy(state), [*history, row], next_key
                 run_folder.write_metrics(run_dir, history)
-                progress.set_postfix_str(f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}, "
-                                         f"{row['samples_per_second']:,} samples/s")  # fmt: skip
+                progress.set_postfix_str(
+                    f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}, "
+                    f"{row['samples_per_second']:,} samples/s"
+                )
                 progress.update()
                 if agreed(number < config.epochs and time.monotonic() - saved_at >= config.checkpoint_every):
                     save(whole, history)
@@ -221,8 +223,10 @@ def report(result: Result) -> str:
     lines += ["", f"recall, {list(result.scores)[-1]}  " + "  ".join(f"{k}: {r:.1%}" for k, r in enumerate(recall))]
     samples = result.scores["train"]["samples"] * len(result.history) * result.networks
     compile_seconds, run_seconds = result.seconds["compile"], result.seconds["run"]
-    lines.append(f"time         compile {compile_seconds:.1f} s, run {run_seconds:.1f} s "
-                 f"({samples / max(run_seconds, 1e-9):,.0f} samples/s with validation)")  # fmt: skip
+    lines.append(
+        f"time         compile {compile_seconds:.1f} s, run {run_seconds:.1f} s "
+        f"({samples / max(run_seconds, 1e-9):,.0f} samples/s with validation)"
+    )
     lines.append(f"saved in     {result.run_dir}: {', '.join(sorted(p.name for p in result.run_dir.iterdir()))}")
     weights = min(result.run_dir.glob("weights*.safetensors"))
     lines.append(f'use it       params, network = weights.load("{weights}"); predict(params, x, network)')

@@ -146,8 +146,10 @@ class TestTorch:
 
         torch.manual_seed(0)
         model, network = Functional(), Network([activations.tanh])
-        message = (r"the module gives other outputs .* with Network\(hidden=identity\): by .*"
-                   r"from_torch\(model, Network\(...\)\) says which")  # fmt: skip
+        message = (
+            r"the module gives other outputs .* with Network\(hidden=identity\): by .*"
+            r"from_torch\(model, Network\(...\)\) says which"
+        )
         with pytest.raises(ValueError, match=message):
             exchange.from_torch(model)
         params, same = exchange.from_torch(model, network)

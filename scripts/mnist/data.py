@@ -45,16 +45,20 @@ def load(config: Config) -> Data:
             if config.dataset == "mnist":
                 raise
             name = "digits"
-            say(f"MNIST was neither found nor downloaded ({len(str(error).splitlines()) - 2} places tried; --dataset "
-                "mnist lists them): training on the small digits bundled with scikit-learn instead")  # fmt: skip
+            say(
+                f"MNIST was neither found nor downloaded ({len(str(error).splitlines()) - 2} places tried; --dataset "
+                "mnist lists them): training on the small digits bundled with scikit-learn instead"
+            )
     x, y = (dataset := dataset or datasets.load_digits()).train
     held_out = len(x) // 12 if config.validation is None else config.validation
     if held_out >= len(x):
         raise ValueError(f"--validation is {held_out}, expected fewer than the {len(x):,} training images")
     end = len(x) - config.fold * held_out
     if end < held_out:
-        raise ValueError(f"--fold is {config.fold}, expected less than {len(x) // held_out}: so many times are there "
-                         f"--validation {held_out:,} in the {len(x):,} training images")  # fmt: skip
+        raise ValueError(
+            f"--fold is {config.fold}, expected less than {len(x) // held_out}: so many times are there "
+            f"--validation {held_out:,} in the {len(x):,} training images"
+        )
     fold = np.s_[end - held_out : end]
     pairs = {
         "train": [np.delete(a, fold, axis=0) for a in (x, y)],

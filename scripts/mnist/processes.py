@@ -49,8 +49,10 @@ def join(config: Config) -> None:
         )
     everything = jax.device_count()
     if jax.process_count() > 1 and (not config.mesh or sharding.make_mesh(config.mesh).size < everything):
-        raise ValueError(f"--mesh is {config.mesh!r}, expected one over all {everything} devices of the "
-                         f"{jax.process_count()} processes, such as data={everything}")  # fmt: skip
+        raise ValueError(
+            f"--mesh is {config.mesh!r}, expected one over all {everything} devices of the "
+            f"{jax.process_count()} processes, such as data={everything}"
+        )
 
 
 def check_same(facts: dict[str, Any]) -> None:

@@ -122,11 +122,15 @@ def over_mesh(config: Config, one: Program, step, on_host) -> Program:
     mesh = sharding.make_mesh(config.mesh)
     parts = config.accumulate * mesh.shape["data"]
     if config.batch_size % parts:
-        raise ValueError(f"--batch-size is {config.batch_size}, expected a multiple of {parts}: of --accumulate "
-                         f"{config.accumulate} times the {mesh.shape['data']} of --mesh {config.mesh}")  # fmt: skip
+        raise ValueError(
+            f"--batch-size is {config.batch_size}, expected a multiple of {parts}: of --accumulate "
+            f"{config.accumulate} times the {mesh.shape['data']} of --mesh {config.mesh}"
+        )
     if mesh.size > 1 and not hasattr(jax, "set_mesh") and math.isfinite(config.checkpoint_every):
-        raise ValueError(f"--mesh {config.mesh}: orbax needs a newer jax than {jax.__version__} for checkpoints of "
-                         "several devices; --checkpoint-every inf goes without")  # fmt: skip
+        raise ValueError(
+            f"--mesh {config.mesh}: orbax needs a newer jax than {jax.__version__} for checkpoints of "
+            "several devices; --checkpoint-every inf goes without"
+        )
     shardings = sharding.state_shardings(one.state, mesh)
     everywhere, rows = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec("data"))
     place = partial(sharding.put, shardings=everywhere)

@@ -64,8 +64,10 @@ def take_up(folder: Any, config: Config, whole: Any) -> tuple[Any, list[dict[str
     then, now = found.notes["config"], json.loads(as_json(config))
     for name in now.keys() - FREE_TO_CHANGE:
         if now[name] != then.get(name):
-            raise ValueError(f"{config.resume / CONFIG} was changed: {name} is {now[name]!r}, but the run was saved "
-                             f"with {then.get(name)!r}")  # fmt: skip
+            raise ValueError(
+                f"{config.resume / CONFIG} was changed: {name} is {now[name]!r}, but the run was saved "
+                f"with {then.get(name)!r}"
+            )
     say(f"going on after {found.number} epochs")
     return found.tree, found.notes["history"]
 

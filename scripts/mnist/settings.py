@@ -230,15 +230,21 @@ def check(config: Config) -> None:
         if not 0 <= width < math.inf:
             raise ValueError(f"--upright has {width}, expected a positive number of pixels, or 0 for an image's own")
     if len(config.upright) not in (0, 1, config.ensemble):
-        raise ValueError(f"--upright has {len(config.upright)} widths, {config.upright}, expected one, such as 0, or "
-                         f"one for each network of --ensemble {config.ensemble}")  # fmt: skip
+        raise ValueError(
+            f"--upright has {len(config.upright)} widths, {config.upright}, expected one, such as 0, or "
+            f"one for each network of --ensemble {config.ensemble}"
+        )
     if config.distortion == NO_DISTORTION and (config.views > 1 or config.soft_finish):
-        raise ValueError(f"--views is {config.views} and --soft-finish {config.soft_finish}, but without a "
-                         "--distortion all views and epochs are the same")  # fmt: skip
+        raise ValueError(
+            f"--views is {config.views} and --soft-finish {config.soft_finish}, but without a "
+            "--distortion all views and epochs are the same"
+        )
     for name, optimizer in (("momentum", "sgd"), ("weight_decay", "adamw")):
         if config.optimizer != optimizer and getattr(config, name) != getattr(Config, name):
-            raise ValueError(f"{_flag(name)} is {getattr(config, name)}, a setting of --optimizer {optimizer}, but the "
-                             f"optimizer is {config.optimizer}")  # fmt: skip
+            raise ValueError(
+                f"{_flag(name)} is {getattr(config, name)}, a setting of --optimizer {optimizer}, but the "
+                f"optimizer is {config.optimizer}"
+            )
     if config.batch_size % config.accumulate:
         raise ValueError(
             f"--batch-size is {config.batch_size}, expected a multiple of --accumulate {config.accumulate}"

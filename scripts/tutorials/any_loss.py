@@ -78,8 +78,10 @@ def main(*, out: Picture = "any_loss.png") -> None:
         params, losses = fit(x, y, network)
         curves[name] = predict(params, x, network)[:, 0]
         distance = jnp.sqrt(jnp.mean((curves[name] - wave) ** 2))
-        print(f"{name:14} {losses[0]:.3f} before, {losses[-1]:.3f} after {len(losses) - 1} steps; "
-              f"root mean square distance from the wave: {distance:.3f}")  # fmt: skip
+        print(
+            f"{name:14} {losses[0]:.3f} before, {losses[-1]:.3f} after {len(losses) - 1} steps; "
+            f"root mean square distance from the wave: {distance:.3f}"
+        )
     save(draw(x[:, 0], y[:, 0], curves), out)
 
 

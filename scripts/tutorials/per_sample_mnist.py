@@ -118,10 +118,12 @@ def private(
         privacy = f"({epsilon:.2f}, {delta:g})-differentially private by dp-accounting"
     except ImportError:
         privacy = "not counted; pip install dp-accounting does"
-    print(f"DP-SGD, 784-128-10, clip {max_norm:g}, noise multiplier {noise_multiplier:g}, expected batch {batch_size}, "
-          f"{steps} steps, lr {lr:g}\n"
-          f"  {'validation' if validation else 'test'} accuracy {spread(accuracies)} over {seeds} seeds\n"
-          f"  privacy: {privacy}")  # fmt: skip
+    print(
+        f"DP-SGD, 784-128-10, clip {max_norm:g}, noise multiplier {noise_multiplier:g}, expected batch {batch_size}, "
+        f"{steps} steps, lr {lr:g}\n"
+        f"  {'validation' if validation else 'test'} accuracy {spread(accuracies)} over {seeds} seeds\n"
+        f"  privacy: {privacy}"
+    )
 
 
 def adversarial(*, epsilon: float = 0.1, epochs: int = 5, seeds: int = 3, pictures: Path = Path("pictures")) -> None:

@@ -62,8 +62,10 @@ def main(*, out: Picture = "three_tasks.png") -> None:
     for name, (sizes, loss) in TASKS.items():
         params = init(jax.random.key(0), sizes)
         p = predict(params, jax.random.normal(jax.random.key(1), (3, sizes[0])), Network(loss=loss))
-        print(f"{name:12} {'-'.join(map(str, sizes)):16} {funcnet.count_parameters(params):8,} parameters, "
-              f"predictions {p.shape}")  # fmt: skip
+        print(
+            f"{name:12} {'-'.join(map(str, sizes)):16} {funcnet.count_parameters(params):8,} parameters, "
+            f"predictions {p.shape}"
+        )
     counts = (f"{'-'.join(map(str, sizes))}: {count:,}" for sizes, count in COUNTS.items())
     print(f"parameters of {', '.join(counts)}\n{funcnet.summary(init(jax.random.key(0), (8, 32, 16, 1)))}")
     print(f"softmax of (1000, 1001, 1002): {softmax_cross_entropy.predict(jnp.array([1000.0, 1001.0, 1002.0]))}")
