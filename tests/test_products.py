@@ -1,5 +1,7 @@
 """The products of a layer against NumPy in float64, for thin and wide `W`, in each dtype of factors, for any batch."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,3 +115,11 @@ def test_they_are_differentiated_and_vectorized(n_out, factors):
     eps = float(jnp.finfo(factors).eps)  # jax.grad rounds what comes out of half-precision products
     for got, want in ((back, delta_W), (onward, a_W), (alone, rows)):
         assert np.abs(got - want).max() <= 4 * eps * np.abs(want).max()
+
+
+def test_bfloat16_has_to_win_by_a_tenth(monkeypatch):
+    """The best of each, of which the first does not count: it compiles."""
+    for in_bfloat16, faster in ((0.95, False), (0.85, True)):
+        seconds = itertools.chain([0.1, 0.01], itertools.cycle([1.0, in_bfloat16, 3.0, 2.0]))
+        monkeypatch.setattr(products.timeit, "timeit", lambda run, number, seconds=seconds: next(seconds))
+        assert products.bfloat16_is_faster() == faster
