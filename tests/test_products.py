@@ -123,3 +123,19 @@ def test_bfloat16_has_to_win_by_a_tenth(monkeypatch):
         seconds = itertools.chain([0.1, 0.01], itertools.cycle([1.0, in_bfloat16, 3.0, 2.0]))
         monkeypatch.setattr(products.timeit, "timeit", lambda run, number, seconds=seconds: next(seconds))
         assert products.bfloat16_is_faster() == faster
+
+
+@pytest.mark.parametrize("factors", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n_out", [4, 40])
+def test_what_helps_a_cpu_is_for_a_cpu_alone(n_out, factors):
+    """Read from the program for each platform: dW of few columns is transposed, half-precision factors lie by rows."""
+    a, delta = jnp.zeros((7, N_IN)), jnp.zeros((7, n_out))
+    W = jnp.zeros((N_IN, n_out), factors)
+    for function, args in ((products.outer_sum, (a, delta, W)), (products.second_moment, (a, jnp.ones(7), W))):
+        traced = jax.jit(function).trace(*args)
+        cpu, cuda = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda"))
+        assert "optimization_barrier" not in cuda
+        assert "reduce_window" not in cuda
+        assert ("reduce_window" in cpu) == (factors == "bfloat16")
+        barriers = (function is products.outer_sum and n_out <= 16) + (factors == "bfloat16")
+        assert cpu.count("optimization_barrier") == barriers
