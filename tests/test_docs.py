@@ -9,7 +9,6 @@ import builtins
 import contextlib
 import importlib.util
 import json
-import os
 import re
 import warnings
 from pathlib import Path
@@ -103,7 +102,7 @@ def test_every_block_of_a_page_runs(page, hooks, tmp_path, monkeypatch):
     blocks = blocks_of(text)
     wanted = {name for name in HEAVY if re.search(rf"^(import|from) {name}\b", "\n".join(blocks), re.MULTILINE)}
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
-    if missing and not (os.environ.get("CI") and jax.__version_info__ >= (0, 10)):  # no such Flax for an older jax
+    if missing:
         pytest.skip(f"needs {', '.join(missing)}")
     run(blocks, page)
 

@@ -1,6 +1,5 @@
 """Networks of PyTorch, scikit-learn and ONNX Runtime, imported and exported: those libraries are the oracle."""
 
-import os
 import re
 from dataclasses import replace
 from functools import partial
@@ -18,12 +17,8 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 import funcnet
 from funcnet import Network, activations, exchange, losses
 
-if os.environ.get("CI"):  # there nothing is left out
-    import onnxruntime
-    import torch
-else:
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `exchange`")
-    torch = pytest.importorskip("torch", reason="needs the extra `exchange`")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `exchange`")
+torch = pytest.importorskip("torch", reason="needs the extra `exchange`")
 
 nn = torch.nn
 ALL = (*activations.SHIPPED, activations.leaky_relu(0.25))
