@@ -283,6 +283,17 @@ def test_a_function_of_float32_alone_is_judged_there():
     assert not testing.check_gradients(fn, lambda p: 2.0002 * p, (jnp.arange(1.0, 4.0),)).ok
 
 
+def test_infinities_are_reported_not_warned_of():
+    args = (jnp.array([0.0, 1.0]),)
+    root, slope = lambda p: jnp.sum(jnp.sqrt(p)), lambda p: 0.5 / jnp.sqrt(p)  # infinite at 0
+    assert testing.check_gradients(root, slope, args).ok
+    assert not testing.check_gradients(root, lambda p: 2 * slope(p), args).ok
+    tree = [np.array([np.inf, -np.inf, 1.0])]
+    testing.assert_tree_close(tree, tree)
+    with pytest.raises(AssertionError, match="WRONG"):
+        testing.assert_tree_close(tree, [-tree[0]])
+
+
 def test_any_tree_and_other_arguments():
     def fn(tree, scale, ids):
         return scale * jnp.sum(tree["a"][ids] * jnp.exp(tree["b"][0]))

@@ -14,9 +14,10 @@ from funcnet.losses import Loss
 from funcnet.testing.kinks import find_kinks, slope_of
 from funcnet.testing.ladder import DIFFERENCE_TOLERANCE, central_difference, judge
 from funcnet.testing.report import Report, Row, leaf_row, name_of, structure_rows, verdict
-from funcnet.testing.trees import as_arrays, enable_x64, eps_of, leaf_names
+from funcnet.testing.trees import as_arrays, enable_x64, eps_of, leaf_names, whatever_the_numbers
 
 
+@whatever_the_numbers
 def check_gradients(
     fn: Callable[..., Array],
     grad_fn: Callable[..., Any],
@@ -45,6 +46,7 @@ def check_gradients(
     return Report(f"gradient of {name_of(fn)}", rows, notes)
 
 
+@whatever_the_numbers
 def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Report:
     """Check an activation's `deriv` against `jax.grad` of its `fn`, and that both are elementwise.
 
@@ -97,6 +99,7 @@ def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Repo
     return Report(activation.name, tuple(rows))
 
 
+@whatever_the_numbers
 def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: float = 16.0, seed: int = 0) -> Report:
     """Check a loss's `delta` against `jax.grad` of its `fn`, for targets and class ids, in float32 and float64.
 
@@ -138,6 +141,7 @@ def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: flo
     return Report(loss.name, tuple(rows))
 
 
+@whatever_the_numbers
 def assert_tree_close(a: Any, b: Any, eps_multiple: float = 16.0) -> None:
     """Assert that two trees are equal in structure, shapes and dtypes, and to so many eps of each leaf's maximum.
 

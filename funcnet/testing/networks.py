@@ -18,9 +18,10 @@ from funcnet.network import Network, Params, check_input, check_network, check_p
 from funcnet.testing.kinks import JUDGED_AT_KINKS, judge_at_kinks, near_kinks, rows_of, slope_floors
 from funcnet.testing.ladder import FLOAT64_TOLERANCE, ROUNDING_FLOOR, judge
 from funcnet.testing.report import Report, Row, error_in_eps, name_of, verdict
-from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of
+from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, whatever_the_numbers
 
 
+@whatever_the_numbers
 def check_backward(
     params: Params,
     x: Any,

@@ -78,7 +78,7 @@ def error_in_eps(got, want, eps) -> float:
     finite = np.isfinite(want)
     if (np.isfinite(got) != finite).any() or not np.array_equal(got[~finite], want[~finite], equal_nan=True):
         return math.inf
-    worst = np.abs(got - want)[finite].max(initial=0.0)
+    worst = np.abs(got[finite] - want[finite]).max(initial=0.0)
     scale = eps * np.abs(want)[finite].max(initial=0.0)
     return 0.0 if worst == 0 else worst / scale if scale else math.inf
 

@@ -19,6 +19,10 @@ def leaf_names(tree) -> list[str]:
 # What is not the function under test is computed by NumPy: JAX would compile a program for each operation and shape.
 
 
+# A gradient under test may hold NaN and infinities: the report tells of them, NumPy need not warn.
+whatever_the_numbers = np.errstate(all="ignore")
+
+
 def as_arrays(tree) -> list[np.ndarray]:
     """The leaves, on the host."""
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
