@@ -74,7 +74,8 @@ def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Repo
     for dtype in ("float32", "float64"):
         with enable_x64(dtype == "float64"):
             z = grid.astype(dtype)
-            rows.append(_compare_slopes(dtype, z, *slopes_at(z), tolerance))
+            got, want = slopes_at(z)
+            rows.append(_compare_slopes(dtype, z, got, want, tolerance))
     with enable_x64(True):
         z = grid[np.abs(grid) <= 4]
         fn = jax.jit(activation.fn)
