@@ -126,7 +126,7 @@ def test_bfloat16_has_to_win_by_a_tenth(monkeypatch):
 
 
 @pytest.mark.parametrize("factors", ["float32", "bfloat16"])
-@pytest.mark.parametrize("n_out", [4, 40])
+@pytest.mark.parametrize("n_out", [16, 17])
 def test_what_helps_a_cpu_is_for_a_cpu_alone(n_out, factors):
     """Read from the program for each platform: dW of few columns is transposed, half-precision factors lie by rows."""
     a, delta = jnp.zeros((7, N_IN)), jnp.zeros((7, n_out))
