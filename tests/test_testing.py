@@ -308,6 +308,122 @@ def test_any_tree_and_other_arguments():
     assert [row.leaf for row in report.rows] == ["['a']", "['b'][0]"]
 
 
+def dot_with(slope):
+    """A gradient that is the same everywhere."""
+    return lambda p: jnp.asarray(slope, p.dtype)
+
+
+def hinge(p):
+    return jnp.maximum(0, 1 - p @ jnp.asarray([4.0, 3.0], p.dtype))
+
+
+AT_KINKS = {  # a function, a point at a kink of it, correct gradients there, wrong ones
+    "max(z, 0)": (lambda z: jnp.maximum(z, 0).sum(), [0.0, 0.0, 0.0], [0, 1, [0.3, 1, 0]], [1.5, -0.2, [0, 1, 1.1]]),
+    "relu": (lambda z: jax.nn.relu(z).sum(), [0.0, 2.0], [[1, 1], [0.5, 1]], [[0.5, 1.0001], [2, 1]]),
+    "|z|": (lambda z: jnp.abs(z).sum(), [0.0, 0.0], [0, 1, -1, [1, -1]], [1.1, [0, -2]]),
+    "hinge": (hinge, [0.1, 0.2], [[0, 0], [-4, -3], [-2, -1.5]], [[-4, 0], [-8, -6], [4, 3]]),
+    "max": (jnp.max, [1.0, 1.0, 0.5], [[1, 0, 0], [0, 1, 0], [0.2, 0.8, 0]], [[0, 0, 0], [1, 1, 0], [0.5, 0.4, 0.1]]),
+    "median": (jnp.median, [1.0, 2.0, 2.0, 2.0, 3.0], [[0, 1, 0, 0, 0], [0, 0.5, 0.5, 0, 0]], [[0, 1, 1, 1, 0]]),
+    "clip": (lambda z: jnp.clip(z, -1, 1).sum(), [-1.0, 1.0, 0.0], [[0, 1, 1], [1, 0, 1]], [[7, 1, 1], [1, 1, 0.9]]),
+}
+
+
+@pytest.mark.parametrize("written_in", ["jax", "numpy"])
+@pytest.mark.parametrize("name", AT_KINKS)
+def test_at_a_kink_of_any_function_each_mixture_of_its_sides_is_correct(name, written_in, dtype):
+    """Also where differences alone judge: through a callback, which JAX cannot differentiate."""
+    fn, point, correct, wrong = AT_KINKS[name]
+    p = jnp.asarray(point, dtype)
+    if written_in == "numpy":
+        as_jax, fn = fn, lambda p: np.asarray(as_jax(np.asarray(p)))
+        if dtype == "float64":  # which is judged in float32, too
+            return
+    for slopes, ok in ((correct, True), (wrong, False)):
+        for slope in slopes:
+            report = testing.check_gradients(fn, dot_with(np.broadcast_to(slope, p.shape)), (p,))
+            assert report.ok == ok, f"{slope}\n{report}"
+
+
+def test_many_kinks_at_once():
+    fn, p = lambda p: jax.nn.relu(p).sum(), jnp.where(jnp.arange(100) % 3 == 0, 1.0, 0.0)
+    slope = np.where(p == 1, 1.0, np.arange(100) % 2)
+    assert testing.check_gradients(fn, dot_with(slope), (p,)).ok
+    for i, bad in ((50, 1.01), (99, 0.99)):  # at a kink, and not
+        assert not testing.check_gradients(fn, dot_with(np.where(np.arange(100) == i, bad, slope)), (p,)).ok
+
+
+def test_a_function_in_numpy_is_judged_by_differences():
+    for p in (np.linspace(0.1, 1, 6).reshape(2, 3), np.linspace(0, 1, 300, dtype=np.float32), np.float64(0.3)):
+        fn, grad_fn = lambda p: (np.sin(p) ** 2).sum(), lambda p: np.sin(2 * p)
+        report = testing.check_gradients(fn, grad_fn, (p,))
+        assert report.ok, str(report)
+        assert re.search(r"jax.grad cannot differentiate it \(TracerArray.*\): differences alone judge", str(report))
+        for bad in (lambda p: 1.0001 * np.sin(2 * p), np.zeros_like, lambda p: np.full_like(p, np.nan)):
+            assert not testing.check_gradients(fn, bad, (p,)).ok
+    rough = lambda p: np.float32(np.sin(p).sum())  # noqa: E731
+    report = testing.check_gradients(rough, np.cos, (np.linspace(0.1, 1, 6),))
+    assert "cannot be judged: the value is float32 where the arguments are float64" in str(report)
+    assert not report.ok
+
+
+def test_a_rule_that_gives_zero_is_noticed_unless_it_is_meant():
+    def fn(p):
+        return jnp.sum(jax.lax.stop_gradient(p["a"]) * p["b"])
+
+    def grad_fn(p):
+        return {"a": jnp.zeros_like(p["a"]), "b": p["a"]}
+
+    args = ({"a": jnp.arange(1.0, 4.0), "b": jnp.arange(2.0, 5.0)},)
+    report = testing.check_gradients(fn, grad_fn, args)
+    assert [row.ok for row in report.rows] == [False, True]
+    assert "equals jax.grad, but not the differences of the function" in str(report)
+    report = testing.check_gradients(fn, grad_fn, args, stopped=["['a']"])
+    assert report.ok
+    assert "stopped by intent: no differences" in str(report)
+    wrong = lambda p: {"a": p["b"], "b": p["a"]}  # noqa: E731
+    assert not testing.check_gradients(fn, wrong, args, stopped=["['a']"]).ok
+    with pytest.raises(ValueError, match=r"stopped has \['c'\], expected names of leaves: \['a'\], \['b'\]"):
+        testing.check_gradients(fn, grad_fn, args, stopped=["['c']"])
+
+
+def test_other_bits_in_another_call_are_noticed():
+    rng, args = np.random.default_rng(0), (jnp.arange(1.0, 4.0),)
+    fn = lambda p: jnp.sum(jnp.sin(p))  # noqa: E731
+    report = testing.check_gradients(fn, lambda p: jnp.cos(p) + jnp.asarray(1e-12 * rng.normal(), p.dtype), args)
+    assert [row.leaf for row in report.rows if not row.ok] == ["run again"]
+
+
+def test_what_check_gradients_takes_and_what_it_refuses():
+    def check(fn, grad_fn, *args):
+        report = testing.check_gradients(fn, grad_fn, args)
+        assert report.ok, str(report)
+        assert "not judged in float64" not in str(report)
+
+    sine = lambda p, *_: jnp.sum(jnp.sin(p))  # noqa: E731
+    cosine = lambda p, *_: jnp.cos(p)  # noqa: E731
+    check(sine, cosine, 0.5)
+    check(sine, cosine, np.float32(0.5), "a name", None, len, jax.random.key(0), 3)
+    check(lambda p: jnp.sin(p[0]) * p[1], lambda p: [jnp.cos(p[0]) * p[1], jnp.sin(p[0])], [0.5, 2.0])
+    check(lambda p: sine(p["a"]), lambda p: {"a": jnp.cos(p["a"]), "b": p["b"], "c": None},
+          {"a": jnp.ones(3), "b": jnp.zeros((0, 2)), "c": None})  # fmt: skip
+    for args, said in (
+        (jnp.arange(3.0), r"args is .*, expected a tuple of all arguments"),
+        ((), "args is tuple, expected a tuple of all arguments"),
+        (({},), r"args\[0\] is {}, which has no leaves"),
+        (
+            ({"a": jnp.ones(2), "i": jnp.arange(3)},),
+            r"\['i'\] has dtype int32, expected a floating .* another argument",
+        ),
+        ((2,), r"value has dtype int, expected a floating one"),
+        ((jnp.ones(2, complex),), "value has dtype complex64.* as two leaves"),
+        ((jax.random.key(0),), "value has dtype key<fry>, expected a floating one"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            testing.check_gradients(sine, cosine, args)
+    with pytest.raises(ValueError, match=r"sin returns \(3,\), expected a scalar"):
+        testing.check_gradients(jnp.sin, cosine, (jnp.ones(3),))
+
+
 @pytest.mark.parametrize("act", [*activations.SHIPPED, activations.leaky_relu(0.5)], ids=lambda act: act.name)
 def test_shipped_activations_pass(act):
     report = testing.check_activation(act)
@@ -315,13 +431,26 @@ def test_shipped_activations_pass(act):
 
 
 GRIDS = ["float32", "float64", "differences"]
-HARD_TANH = Activation("hard tanh", lambda z: jnp.clip(z, -1, 1), lambda z, a: (jnp.abs(z) < 1).astype(z.dtype))
+
+
+def hard_tanh(slope):
+    """With that slope at the ends of its clip."""
+    return Activation(
+        "hard tanh",
+        lambda z: jnp.clip(z, -1, 1),
+        lambda z, a: jnp.where(jnp.abs(z) == 1, jnp.asarray(slope, z.dtype), (jnp.abs(z) < 1).astype(z.dtype)),
+    )
+
+
+HARD_TANH = hard_tanh(0)
 
 
 @pytest.mark.parametrize(
     ("act", "wrong_rows"),
     [
         (HARD_TANH, []),
+        (hard_tanh(0.7), []),
+        (hard_tanh(7), ["kink at -1", "kink at 1"]),
         (Activation("sine", jnp.sin, lambda z, a: 1.0001 * jnp.cos(z)), GRIDS),
         (Activation("sine", jnp.sin, lambda z, a: jnp.where(z > 3, 0.0, jnp.cos(z))), GRIDS),
         (right_hand(2.0), ["kink at 0"]),
@@ -362,6 +491,24 @@ def test_losses_of_a_user_s():
         fn=lambda out, y: losses.softmax_cross_entropy.fn(out, y if y.ndim > 1 else jnp.clip(y, 0, 4)),
     )
     assert [row.leaf for row in testing.check_loss(bold).rows if not row.ok] == ["ids out of range"]
+
+
+def absolute_error(slope):
+    def delta(out, y):
+        return jnp.where(out == y, jnp.asarray(slope, out.dtype), jnp.sign(out - y))
+
+    return Loss("absolute", lambda out, y: jnp.abs(out - y).sum(-1), delta, lambda out: out)
+
+
+@pytest.mark.parametrize(("slope", "ok"), [(0, True), (-1, True), (1.2, False)])
+def test_a_loss_at_its_kinks(slope, ok, call):
+    report = testing.check_loss(absolute_error(slope), class_ids=False)
+    assert [row.leaf for row in report.rows if not row.ok] == ([] if ok else ["at ties, targets"])
+    params, x, _ = call
+    y = np.array(funcnet.forward(params, x))
+    y[2:] += 1  # two samples at the kink
+    report = testing.check_backward(params, x, y, Network(loss=absolute_error(slope)))
+    assert report.ok == ok, str(report)
 
 
 def test_trees_are_close_by_their_largest_entries():

@@ -25,7 +25,11 @@ Only where units are saturated is more allowed in float64, too: there the slopes
 (`1 - a^2` for tanh), and what an error of eps in every slope makes of the gradient is measured.
 
 **Kinks.** Where a sample's `z` lies within its own rounding error of a kink, either one-sided derivative is right. Such
-samples are found, counted, taken out of the batch, and judged one at a time between the gradients on the two sides.
+samples are found, counted, taken out of the batch, and judged one at a time between the gradients on the two sides. Of
+a function that is no network, and of a loss, nothing is known: where a gradient is not that of `jax.grad`, the point is
+pushed off its kinks, if it has any, and what lies between the gradients around it passes.
+
+**What JAX cannot differentiate**, a function in NumPy say, is judged by the differences alone, to one part in 10^6.
 """
 
 from funcnet.testing.functions import assert_tree_close, check_activation, check_gradients, check_loss

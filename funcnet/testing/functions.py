@@ -1,7 +1,8 @@
 """Checks of single functions: any scalar function's gradient, an activation's slope, a loss's delta, two trees."""
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,10 +12,11 @@ from jax import Array
 
 from funcnet.activations import Activation
 from funcnet.losses import Loss
+from funcnet.testing.differences import DIFFERENCE_TOLERANCE, central_difference, judge_by_differences
 from funcnet.testing.kinks import find_kinks, slope_of
-from funcnet.testing.ladder import DIFFERENCE_TOLERANCE, central_difference, judge
+from funcnet.testing.ladder import judge
 from funcnet.testing.report import Report, Row, leaf_row, name_of, structure_rows, verdict
-from funcnet.testing.trees import as_arrays, enable_x64, eps_of, leaf_names, whatever_the_numbers
+from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, leaf_names, whatever_the_numbers
 
 
 @whatever_the_numbers
@@ -23,18 +25,32 @@ def check_gradients(
     grad_fn: Callable[..., Any],
     args: tuple[Any, ...],
     *,
+    stopped: Sequence[str] = (),
     tolerance: float = 64.0,
     seed: int = 0,
 ) -> Report:
     """Check a hand-written gradient of any scalar function with respect to its first argument, a tree of arrays.
 
+    At a kink every mixture of the gradients on its sides is correct. A function that JAX cannot differentiate, say one
+    written in NumPy, is judged by its differences alone, to 1e-6, and the report says so. Both functions are called
+    twice, and have to give the same bits.
+
     Args:
       fn: `fn(*args) -> scalar`.
       grad_fn: `grad_fn(*args) -> tree` like `args[0]`.
-      args: the point to check at; floating leaves of one dtype. Use dense inputs: where an input is always zero, a
-        wrong gradient may be too.
+      args: the point to check at. `args[0]` is a tree of floating arrays or numbers, the others are anything. Use dense
+        inputs: where an input is always zero, a wrong gradient may be too.
+      stopped: leaves of `args[0]`, by their names in the report, that the function moves with though its gradient is
+        not to see it, by `stop_gradient`: they are compared with `jax.grad`, not with differences.
       tolerance: in eps.
       seed: of the random directions.
+
+    Returns:
+      The report, with a row per leaf.
+
+    Raises:
+      ValueError: `args` is no tuple, or has no floating leaves to differentiate; `fn` does not return a scalar; there
+        is no leaf of a name in `stopped`.
 
     >>> fn = lambda p: jnp.sum(jnp.sin(p["w"]))
     >>> check_gradients(fn, lambda p: {"w": jnp.cos(p["w"])}, ({"w": jnp.arange(4.0)},)).ok
@@ -42,8 +58,16 @@ def check_gradients(
     >>> check_gradients(fn, lambda p: {"w": 1.0001 * jnp.cos(p["w"])}, ({"w": jnp.arange(4.0)},)).ok
     False
     """
-    rows, notes = judge(fn, jax.grad(fn), grad_fn, args, tolerance=tolerance, seed=seed)
-    return Report(f"gradient of {name_of(fn)}", rows, notes)
+    _check_call(fn, args, stopped)
+    try:
+        jax.grad(fn)(*args)
+    except Exception as error:  # whatever a function may do with what JAX traces; it runs without
+        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200] if str(error) else type(error).__name__
+        rows = judge_by_differences(fn, grad_fn, args, seed=seed, stopped=stopped)
+        notes = (f"jax.grad cannot differentiate it ({why}): differences alone judge",)
+    else:
+        rows, notes = judge(fn, jax.grad(fn), grad_fn, args, tolerance=tolerance, seed=seed, stopped=stopped)
+    return Report(f"gradient of {name_of(fn)}", (*rows, *_run_again(fn, grad_fn, args)), notes)
 
 
 @whatever_the_numbers
@@ -86,9 +110,9 @@ def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Repo
         rows.append(verdict("differences", z.shape, good, rungs, f"worst at z = {z[off.argmax()]:.6g}"))
         for kink in kinks:
             left, right = slopes_at(np.array([kink - 1e-9, kink + 1e-9]))[1].tolist()
-            got = float(slopes_at(np.array([kink]))[0][0])
-            good = min(left, right) - 1e-6 <= got <= max(left, right) + 1e-6
-            rungs = f"{got:.6g}, from the left {left:.6g}, from the right {right:.6g}"
+            at = [float(slopes_at(np.array([kink], dtype))[0][0]) for dtype in ("float64", "float32")]
+            good = all(min(left, right) - 1e-6 <= got <= max(left, right) + 1e-6 for got in at)
+            rungs = f"{at[0]:.6g}, in float32 {at[1]:.6g}, from the left {left:.6g}, from the right {right:.6g}"
             rows.append(verdict(f"kink at {kink:.6g}", (), good, rungs, "not between the two sides"))
     z = jnp.asarray(grid[:6], jnp.float32).reshape(2, 3)
     a = activation.fn(z)
@@ -104,8 +128,9 @@ def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Repo
 def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: float = 16.0, seed: int = 0) -> Report:
     """Check a loss's `delta` against `jax.grad` of its `fn`, for targets and class ids, in float32 and float64.
 
-    Also by differences; that a sample's loss depends on that sample alone; and that under jit a class id out of range
-    makes loss and delta NaN.
+    Also by differences; where losses have kinks: outputs that are all the same, on a margin or equal to the targets,
+    each mixture of the sides being correct; that a sample's loss depends on that sample alone; and that under jit a
+    class id out of range makes loss and delta NaN.
 
     Args:
       loss: the `Loss`.
@@ -123,14 +148,17 @@ def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: flo
     """
     rng = np.random.default_rng(seed)
     fn, delta, total = jax.jit(loss.fn), jax.jit(loss.delta), jax.jit(lambda out, y: loss.fn(out, y).sum())
+    gradient = jax.jit(jax.grad(total))
     out = 2 * rng.normal(size=(50, K))
     targets = {"targets": rng.uniform(size=(50, K))} | ({"class ids": rng.integers(0, K, 50)} if class_ids else {})
     rows = []
     for (kind, y), dtype in itertools.product(targets.items(), ("float32", "float64")):
         with enable_x64(dtype == "float64"):
             args = jnp.asarray(out, dtype), jnp.asarray(y, dtype if kind == "targets" else "int32")
-            judged, _ = judge(total, jax.jit(jax.grad(total)), delta, args, tolerance=tolerance, seed=seed)
+            judged, _ = judge(total, gradient, delta, args, tolerance=tolerance, seed=seed)
             rows += [row._replace(leaf=f"delta, {kind}, {dtype}") for row in judged]
+            if dtype == "float32":  # and in float64, as a rung of it
+                rows += _at_ties(total, gradient, delta, args, kind, tolerance, seed)
             value, alone = np.asarray(fn(*args)), np.asarray(fn(*(jnp.asarray(np.asarray(a)[:1]) for a in args)))
             good = value.shape == (50,) and np.allclose(value[:1], alone)
             fault = "not one value per sample, or it depends on the others"
@@ -166,6 +194,57 @@ def assert_tree_close(a: Any, b: Any, eps_multiple: float = 16.0) -> None:
     report = Report("trees", rows)
     if not report.ok:
         raise AssertionError(str(report))
+
+
+def _at_ties(total, gradient, delta, args, kind, tolerance, seed) -> list[Row]:
+    """A row for outputs at which losses have kinks, none if it has no finite gradient there; shapes as they were."""
+    out, y = args
+    ties = [jnp.full_like(out[:8], value) for value in (0, 1, -1)]
+    ties += [] if jnp.issubdtype(y.dtype, jnp.integer) else [y[24:32]]
+    tied = out.at[: 8 * len(ties)].set(jnp.concatenate(ties))
+    if not np.isfinite(gradient(tied, y)).all():
+        return []
+    rows, _ = judge(total, gradient, delta, (tied, y), tolerance=tolerance, seed=seed)
+    return [row._replace(leaf=f"at ties, {kind}") for row in rows]
+
+
+def _check_call(fn, args, stopped) -> None:
+    """Check what `check_gradients` is given."""
+    if not isinstance(args, (tuple, list)) or not args:
+        raise ValueError(f"args is {type(args).__name__}, expected a tuple of all arguments of the function, e.g. (p,)")
+    names, leaves = leaf_names(args[0]), jax.tree.leaves(args[0])
+    if not leaves:
+        raise ValueError(
+            f"args[0] is {args[0]!r}, which has no leaves: there is nothing to differentiate with respect to"
+        )
+    for name, leaf in zip(names, leaves, strict=True):
+        dtype = getattr(leaf, "dtype", type(leaf))
+        if not (isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(dtype, jnp.floating))):
+            remedy = "its real and imaginary parts as two leaves" if np.iscomplexobj(leaf) else "it as another argument"
+            raise ValueError(
+                f"args[0]: {name} has dtype {getattr(dtype, '__name__', dtype)}, expected a floating one, since the "
+                f"gradient is with respect to all of args[0]: convert it, or pass {remedy}"
+            )
+    if unknown := set(stopped) - set(names):
+        raise ValueError(f"stopped has {', '.join(sorted(unknown))}, expected names of leaves: {', '.join(names)}")
+    value = fn(*args)
+    if jax.tree.structure(value) != jax.tree.structure(0) or jnp.shape(value) != ():
+        shapes = jax.tree.map(jnp.shape, value)
+        raise ValueError(f"{name_of(fn)} returns {shapes}, expected a scalar, of shape (): sum it, or take one value")
+
+
+def _run_again(fn, grad_fn, args) -> tuple[Row, ...]:
+    """A row if either function gives other bits when it is called again, in the arguments' dtype or in float64."""
+
+    def bits(args):
+        return [leaf.tobytes() for leaf in as_arrays((fn(*args), grad_fn(*args)))]
+
+    same = bits(args) == bits(args)
+    with enable_x64(True), contextlib.suppress(Exception):  # that it cannot run in float64 is said elsewhere
+        args = cast_to(args, np.float64)
+        same = same and bits(args) == bits(args)
+    fault = "other bits: it is random, or depends on what was called before"
+    return () if same else (verdict("run again", (), False, "bit for bit", fault),)
 
 
 def _compare_slopes(name, z, got, want, tolerance) -> Row:

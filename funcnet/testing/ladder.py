@@ -3,29 +3,32 @@
 It knows trees of arrays and scalar functions of them, and nothing of networks but how the leaves of one are called.
 """
 
-import functools
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet.testing.differences import AT_KINKS, along_entries, differences, random_direction, taylor_order
 from funcnet.testing.report import Row, error_in_eps, leaf_row, structure_rows, where_it_starts
+from funcnet.testing.subgradients import is_subgradient
 from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, leaf_names
 
 NOISE_ALLOWANCE = 8.0  # times jax.grad's own rounding error
-DIFFERENCE_TOLERANCE = 1e-6  # relative; a sixth-order difference in float64 is good for 1e-9
 FLOAT64_TOLERANCE = 1e-9  # relative to the largest entry: no mistake is as small, and rounding seldom as large
 ROUNDING_FLOOR = 1024.0  # eps of the function's value: an ill-conditioned leaf smaller than that cannot be judged
 
 
 def judge(
-    fn, reference, by_hand, args, *, tolerance, seed, compute_dtype=None, floors=None
+    fn, reference, by_hand, args, *, tolerance, seed, compute_dtype=None, floors=None, stopped=(), kinks=True
 ) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """Rows, one per leaf of `args[0]`, and notes. A difference in float64 below a leaf's floor is `jax.grad`'s own."""
+    """Rows, one per leaf of `args[0]`, and notes. A difference in float64 below a leaf's floor is `jax.grad`'s own.
+
+    Of the leaves that are `stopped`, by name, no differences are taken. With `kinks`, a gradient that is not that of
+    `jax.grad` may be another one of those at a kink.
+    """
     notes = []
     with jax.default_matmul_precision("highest"):
         got, want = by_hand(*args), reference(*args)
@@ -48,19 +51,31 @@ def judge(
         here = leaf_row(name, got[i], want[i], tolerance, eps[i], f"jax.grad in {dtype}")
         if wide is not None:
             floor = 0.0 if floors is None else floors[i]
-            here = _widen(here, i, wide, tolerance, seed, got[i], want[i], eps[i], floor)
+            settings = {"tolerance": tolerance, "seed": seed, "stopped": name in stopped, "kinks": kinks}
+            here = _widen(here, i, wide, got[i], want[i], eps[i], floor, **settings)
+        elif not here.ok and kinks and compute_dtype is None:
+            gradient_at = _gradient_at(reference, args, i)
+            here = _at_kinks(
+                here,
+                gradient_at,
+                np.asarray(jax.tree.leaves(args[0])[i], want[i].dtype),
+                [(got[i], want[i], tolerance)],
+                seed,
+            )
         rows.append(here)
     return tuple(rows), (*notes, *where_it_starts(rows))
 
 
 class _Wide(NamedTuple):
-    """The gradients in float64, as lists of arrays, and the function as a leaf moves."""
+    """The gradients in float64, as lists of arrays, and the function and its gradient where a leaf is moved."""
 
     got: list[np.ndarray]
     want: list[np.ndarray]
     want32: list[np.ndarray]
     value: float
-    move: Callable[[int, np.ndarray], Callable[[float], float]]
+    leaves: list[np.ndarray]
+    value_at: Callable[[int, np.ndarray], float]
+    gradient_at: Callable[[int], Callable[[np.ndarray, np.ndarray], np.ndarray]]
 
 
 def _in_float64(fn, reference, by_hand, args) -> _Wide:
@@ -71,24 +86,61 @@ def _in_float64(fn, reference, by_hand, args) -> _Wide:
             raise TypeError(f"the value is {value.dtype} where the arguments are float64")
         leaves, tree = jax.tree.flatten(args64[0])
 
-    def move(i, v):
-        def f(t):
-            with enable_x64(True):
-                moved = jnp.asarray(np.asarray(leaves[i]) + t * v)
-                params = jax.tree.unflatten(tree, [*leaves[:i], moved, *leaves[i + 1 :]])
-                return float(fn(params, *args64[1:]))
-
-        return f
+    def value_at(i, moved):
+        with enable_x64(True):
+            params = jax.tree.unflatten(tree, [*leaves[:i], jnp.asarray(moved), *leaves[i + 1 :]])
+            return float(fn(params, *args64[1:]))
 
     with enable_x64(True):
         got, want = as_arrays(by_hand(*args64)), as_arrays(reference(*args64))
-    return _Wide(got, want, as_arrays(reference(*args32)), float(value), move)
+
+    gradient_at = partial(_gradient_at, reference, args64)
+    return _Wide(got, want, as_arrays(reference(*args32)), float(value), as_arrays(leaves), value_at, gradient_at)
 
 
-def _widen(here, i, wide, tolerance, seed, got, want, eps, floor) -> Row:
+def _gradient_at(reference, args, i) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Some entries of the gradient with respect to the `i`-th leaf, where that is moved."""
+    leaves, tree = jax.tree.flatten(args[0])
+
+    def gradient(moved):
+        params = jax.tree.unflatten(tree, [*leaves[:i], moved, *leaves[i + 1 :]])
+        return jax.tree.leaves(reference(params, *args[1:]))[i]
+
+    compiled = jax.jit(gradient)
+
+    def at(moved, entries):
+        with enable_x64(moved.dtype == np.float64):
+            moved = jnp.asarray(moved)
+            try:
+                found = compiled(moved)
+            except Exception:  # it branches on values
+                found = gradient(moved)
+        return np.asarray(found).ravel()[entries]
+
+    return at
+
+
+def _at_kinks(row, gradient_at, leaf, pairs, seed) -> Row:
+    """A row that is wrong, once more: right if each gradient that is off `jax.grad`'s is another one of a kink's."""
+    eps = eps_of(leaf.dtype)
+    for got, want, allowed in pairs:
+        if not (np.isfinite(got).all() and np.isfinite(want).all()):
+            return row
+        got, want, own_eps = np.asarray(got, np.float64), np.asarray(want, np.float64), eps_of(want.dtype)
+        wrong = np.abs(got - want) > allowed * own_eps * np.abs(want).max(initial=0.0)
+        accuracy = 100 * max(eps ** (2 / 3), own_eps)
+        if wrong.any() and not is_subgradient(
+            gradient_at, leaf, got, wrong, reach=eps ** (1 / 3), accuracy=accuracy, seed=seed
+        ):
+            return row
+    return row._replace(ok=True, error=0.0, fault="", rungs=f"{row.rungs}, {AT_KINKS}")
+
+
+def _widen(here, i, wide, got, want, eps, floor, *, tolerance, seed, stopped, kinks) -> Row:
     """A row that stands on the whole ladder, from one that stands on its lowest rung."""
     got64, want64 = wide.got[i], wide.want[i]
-    noise = error_in_eps(wide.want32[i], want64, eps_of(np.float32))
+    single_eps = eps_of(np.float32)
+    noise = min(error_in_eps(wide.want32[i], want64, single_eps), 1 / single_eps)  # that is all wrong
     allowed = max(tolerance, NOISE_ALLOWANCE * noise)
     double_eps = eps_of(np.float64)
     here = leaf_row(here.leaf, got, want, allowed, eps, here.rungs)
@@ -107,11 +159,22 @@ def _widen(here, i, wide, tolerance, seed, got, want, eps, floor) -> Row:
     row = min((double, here), key=lambda row: (row.ok, -row.error))
     if want.dtype == np.float64:
         row = double
+    if kinks and not row.ok:
+        pairs = [] if here.ok else [(got, want, allowed)]
+        pairs += [] if double.ok else [(got64, want64, max(allowed, FLOAT64_TOLERANCE / double_eps))]
+        row = _at_kinks(row._replace(rungs=""), wide.gradient_at(i), wide.leaves[i], pairs, seed)
+        rungs.append(row.rungs.removeprefix(", "))
     complaint = ""
-    if want64.size and np.isfinite(got64).all() and np.isfinite(want64).all():
+    if stopped:
+        rungs.append("stopped by intent: no differences")
+    elif want64.size and np.isfinite(got64).all() and np.isfinite(want64).all():
         size = max(float(np.linalg.norm(g)) for g in (got64, want64))
-        agrees, text = _differences(partial(wide.move, i), got64, size, seed)  # None: they cannot tell
-        rungs += [text, _taylor(wide.move(i, _random_direction(seed, got64.shape)), got64, seed)]
+        value_at, leaf = partial(wide.value_at, i), wide.leaves[i]
+        agrees, text = differences(lambda v: lambda t: value_at(leaf + t * v), got64, size, seed)  # None: cannot tell
+        rungs += [text, taylor_order(lambda t: value_at(leaf + t * random_direction(seed, leaf.shape)), got64, seed)]
+        if row.ok and agrees is False and kinks and along_entries(row.leaf, value_at, leaf, got64, seed).ok:
+            agrees = None  # a kink that moving along one entry does not show
+            rungs += [] if AT_KINKS in rungs else [AT_KINKS]
         if row.ok and agrees is False:
             complaint = "equals jax.grad, but not the differences of the function: does that carry a derivative rule?"
         elif not row.ok and agrees:
@@ -121,71 +184,3 @@ def _widen(here, i, wide, tolerance, seed, got, want, eps, floor) -> Row:
     if allowed > tolerance:
         rungs.append(f"{allowed:.2g} eps allowed, jax.grad's own rounding being {noise:.2g}")
     return row._replace(ok=row.ok and not complaint, fault=row.fault or complaint, rungs=", ".join(filter(None, rungs)))
-
-
-def _differences(move, gradient, norm, seed) -> tuple[bool | None, str]:
-    """Whether differences along a leaf agree with its gradient where they can tell, and by how much of its norm."""
-    worst, judged = 0.0, 0
-    if gradient.size <= 16:
-        directions = np.eye(gradient.size).reshape(-1, *gradient.shape)
-    else:
-        directions = [_random_direction(seed + k, gradient.shape) for k in range(3)]
-    for v in directions:
-        slope, noise = central_difference(move(v))
-        expected = float(np.sum(gradient * v))
-        scale = max(abs(expected), norm / math.sqrt(gradient.size), 1e-300)
-        if noise <= DIFFERENCE_TOLERANCE * scale / 10:  # else it is the difference that is in doubt
-            judged += 1
-            worst = max(worst, abs(slope - expected) / scale)
-    doubt = (
-        "" if judged == len(directions) else f" ({len(directions) - judged} of {len(directions)} noisy or at a kink)"
-    )
-    if not judged:
-        return None, f"no differences{doubt}"
-    return worst <= DIFFERENCE_TOLERANCE, f"differences {worst:.0e}{doubt}"
-
-
-def central_difference(f) -> tuple[Any, float]:
-    """The slope of `f` at 0 to sixth order, and how far two step sizes, or the two sides, are apart."""
-
-    def slope(h):
-        return (45 * (f(h) - f(-h)) - 9 * (f(2 * h) - f(-2 * h)) + (f(3 * h) - f(-3 * h))) / (60 * h)
-
-    f = functools.cache(f)
-    here = f(0.0)
-    rounding = 8 * np.finfo(np.float64).eps * max(1.0, float(np.max(np.abs(here))))  # of terms that may have cancelled
-    tried = []
-    for h in (1e-3, 1e-2, 1e-4, 1e-5, 1e-6):
-        coarse, fine = slope(h), slope(h / 2)
-        tried.append((max(float(np.max(np.abs(coarse - fine))), rounding / h), h, fine))
-        if tried[-1][0] <= 1e-9 * float(np.max(np.abs(fine))):
-            break
-    noise, best_h, best = min(tried, key=lambda estimate: estimate[0])
-    for its_noise, h, fine in tried:  # a kink within reach of the larger step alone: the smaller one knows better
-        apart = float(np.max(np.abs(fine - best)))
-        if h < best_h and apart > 2 * its_noise:
-            noise = max(noise, apart)
-    for h in (1e-3, 1e-5):
-        # g(h) = (f(h) - 2 f(0) + f(-h)) / h is the jump of the slope at 0, and odd powers of h: two are eliminated.
-        g = [(f(t) - 2 * here + f(-t)) / t for t in (h, h / 2, h / 4)]
-        jump = float(np.max(np.abs(g[0] - 10 * g[1] + 16 * g[2]))) / 7
-        if h == 1e-3 or jump > 12 * rounding / h:
-            noise = max(noise, jump)
-    return best, noise
-
-
-def _taylor(f, gradient, seed) -> str:
-    """The order of `|f(h) - f(0) - h g.v|` in h, the median over five halvings."""
-    v = _random_direction(seed, gradient.shape)
-    here, slope = f(0.0), float(np.sum(gradient * v))
-    for h in (1e-3, 1e-2, 1e-1, 1.0):
-        steps = h * 0.5 ** np.arange(6)
-        remainders = np.array([abs(f(t) - here - t * slope) for t in steps])
-        if remainders[-1] > 1e3 * np.finfo(np.float64).eps * max(abs(here), 1.0):
-            return f"Taylor order {np.median(np.log2(remainders[:-1] / remainders[1:])):.2f}"
-    return "no Taylor remainder to see"
-
-
-def _random_direction(seed, shape) -> np.ndarray:
-    v = np.random.default_rng(seed).normal(size=shape)
-    return v / max(np.linalg.norm(v), 1e-300)

@@ -29,11 +29,13 @@ def as_arrays(tree) -> list[np.ndarray]:
 
 
 def cast_to(args, dtype):
-    """A tree with its floating leaves in another dtype."""
+    """A tree with its floating arrays in another dtype, NumPy's still NumPy's; all else stays as it is."""
 
     def cast(leaf):
-        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        return jnp.asarray(np.asarray(leaf).astype(dtype) if floating else leaf)
+        if not jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating):
+            return leaf
+        cast = np.asarray(leaf).astype(dtype)
+        return jnp.asarray(cast) if isinstance(leaf, jax.Array) else cast
 
     return jax.tree.map(cast, args)
 
