@@ -15,8 +15,8 @@ from jax.typing import ArrayLike
 
 from funcnet.mlp import backward_sweep, forward_sweep, gradients, masked
 from funcnet.network import Masks, Network, Params, cast, like, prepared, targets_and_shares
-from funcnet.per_sample import sweeps
 from funcnet.products import second_moment, times
+from funcnet.sweeps import sweeps
 
 __all__ = ["KroneckerFactors", "gauss_newton_product", "kronecker_factors"]
 

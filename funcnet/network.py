@@ -211,6 +211,16 @@ def check_network(network: Any) -> None:
         raise ValueError(f"compute_dtype is {dtype}, which JAX would make float32: set jax_enable_x64 first")
 
 
+def check_key(key: Any) -> None:
+    """Check that it is one random key, of the new style or the old."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if (is_key and shape == ()) or (dtype == np.uint32 and len(shape or ()) == 1):
+        return
+    hint = ": vmap over several" if is_key else f": jax.random.key({key})" if isinstance(key, Integral) else ""
+    raise ValueError(f"key is {_describe(key)}, expected a JAX random key{hint or ', e.g. jax.random.key(0)'}")
+
+
 def check_sizes(sizes: Any) -> None:
     """Check that `sizes` are the widths of at least one layer."""
     if not isinstance(sizes, Sequence) or isinstance(sizes, str) or len(sizes) < 2:

@@ -20,13 +20,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from funcnet import mlp
-from funcnet.mlp import backward_sweep, forward_sweep, gradients
-from funcnet.network import Masks, Network, Params, like, prepared, targets_and_shares
+from funcnet.clipping import Clipped, clipped_backward, clipped_value_and_backward, private_sum
+from funcnet.network import Masks, Network, Params, like
 from funcnet.products import outer, times_transposed
+from funcnet.sweeps import norm_of, norms_of, sweeps, weighted_sum
 
 __all__ = [
-    "Moments", "NoiseScale", "clipped_backward", "gradient_moments", "gradient_noise_scale", "input_backward",
-    "per_sample_backward", "per_sample_norms", "private_sum",
+    "Clipped", "Moments", "NoiseScale", "clipped_backward", "clipped_value_and_backward", "gradient_moments",
+    "gradient_noise_scale", "input_backward", "per_sample_backward", "per_sample_norms", "private_sum",
 ]  # fmt: skip
 
 
@@ -102,106 +103,9 @@ def per_sample_norms(
     layers, deltas, _ = sweeps(params, x, y, network, masks, None)
     if per_leaf:
         pairs = zip(layers, deltas, strict=True)
-        norms = [(_norm(delta) * _norm(layer.a_in), _norm(delta)) for layer, delta in pairs]
+        norms = [(norm_of(delta) * norm_of(layer.a_in), norm_of(delta)) for layer, delta in pairs]
         return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(norms))
-    return _norms(layers, deltas)
-
-
-@jax.jit
-def clipped_backward(
-    params: Params,
-    x: ArrayLike,
-    y: ArrayLike,
-    network: Network = Network(),
-    *,
-    max_norm: ArrayLike,
-    masks: Masks | None = None,
-    sample_weight: ArrayLike | None = None,
-) -> Params:
-    """The mean of the samples' gradients, each clipped: `1/N sum_n g[n] min(1, max_norm / |g[n]|)`.
-
-    With weights `sum(w * clipped) / sum(w)`. One pass: the deltas of the sweep are kept and reweighted.
-
-    Args and errors as in `funcnet.objective`, and `max_norm`, a number or a scalar array, not negative (NaN comes out
-    where it is).
-
-    Returns:
-      The tree of `params`.
-
-    >>> params = mlp.init(jax.random.key(0), (4, 3))
-    >>> grads = clipped_backward(params, jnp.ones((1, 4)), jnp.array([0]), max_norm=0.1)
-    >>> jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
-    Array(0.1, dtype=float32)
-    """
-    layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
-    weight = share * _clip_factors(_norms(layers, deltas), max_norm)
-    return like(params, _weighted_sum(layers, deltas, weight))
-
-
-@jax.jit
-def private_sum(
-    key: Array,
-    params: Params,
-    x: ArrayLike,
-    y: ArrayLike,
-    network: Network = Network(),
-    *,
-    max_norm: ArrayLike,
-    noise_multiplier: ArrayLike,
-    included: ArrayLike | None = None,
-    masks: Masks | None = None,
-) -> Params:
-    """The differentially private sum, `sum_n clip(g[n], max_norm) + noise_multiplier * max_norm * N(0, 1)`.
-
-    The gradient of DP-SGD: Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1. One sample
-    more or less moves the sum by `max_norm` at most, whatever the sample: one whose gradient is not finite counts as
-    zero. Divide the sum by the *expected* batch size, and let a library account for the privacy spent, for neighbours
-    that differ by adding or removing a sample. Floating-point noise is not the ideal one (Mironov, CCS 2012).
-
-    Args:
-      key: a JAX random key, fresh for every step, and secret: who knows it can take the noise off.
-      params: as in `funcnet.objective`; so are `x`, `y`, `network`, `masks`.
-      x: `(..., n_0)`.
-      y: class ids `(...)` or targets `(..., K)`.
-      network: static; under a `compute_dtype` the bound holds to its rounding.
-      max_norm: the bound of a sample's influence, not negative.
-      noise_multiplier: the noise's standard deviation over `max_norm`.
-      included: boolean `(...)`, which samples take part, by default all: Poisson sampling gives batches of varying
-        size, and this fills them up to one shape.
-      masks: dropout masks.
-
-    Returns:
-      The tree of `params`: a sum, not a mean.
-
-    Raises:
-      ValueError: as in `funcnet.objective`; `included` is not boolean or not one per sample; `max_norm` or
-        `noise_multiplier` is not a scalar.
-
-    >>> params, x, y = mlp.init(jax.random.key(0), (4, 3)), jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
-    >>> taken = jnp.array([True, True, False, False, True])
-    >>> grads = private_sum(jax.random.key(1), params, x, y, max_norm=1.0, noise_multiplier=1.1, included=taken)
-    >>> [(dW.shape, db.shape) for dW, db in grads]
-    [((4, 3), (3,))]
-    """
-    layers, deltas, share = sweeps(params, x, y, network, masks, None)
-    norms = _norms(layers, deltas)
-    counts = jnp.isfinite(norms)  # infinity times 0 would not be 0
-    if included is not None:
-        included = jnp.asarray(included)
-        if included.dtype != jnp.bool_ or included.shape != share.shape:
-            raise ValueError(
-                f"included has dtype {included.dtype} and shape {included.shape}, expected bool and "
-                f"{share.shape}, one per sample"
-            )
-        counts = counts & included
-    layers = [layer._replace(a_in=jnp.where(counts[..., None], layer.a_in, 0.0)) for layer in layers]
-    deltas = [jnp.where(counts[..., None], delta, 0.0) for delta in deltas]
-    weight = _clip_factors(jnp.where(counts, norms, 0.0), max_norm)
-    leaves, tree = jax.tree.flatten(_weighted_sum(layers, deltas, weight))
-    scale = _scalar("noise_multiplier", noise_multiplier, share.dtype) * jnp.asarray(max_norm, share.dtype)
-    keys = jax.random.split(key, len(leaves))
-    noisy = [g + scale * jax.random.normal(key, g.shape, g.dtype) for g, key in zip(leaves, keys, strict=True)]
-    return like(params, jax.tree.unflatten(tree, noisy))
+    return norms_of(layers, deltas)
 
 
 @jax.jit
@@ -262,9 +166,9 @@ def gradient_moments(
     Array(True, dtype=bool)
     """
     layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
-    mean = _weighted_sum(layers, deltas, share)
+    mean = weighted_sum(layers, deltas, share)
     squared = [layer._replace(a_in=layer.a_in * layer.a_in) for layer in layers]
-    squares = _weighted_sum(squared, [delta * delta for delta in deltas], share)
+    squares = weighted_sum(squared, [delta * delta for delta in deltas], share)
     variance = jax.tree.map(lambda square, m: jnp.maximum(square - m * m, 0.0), squares, mean)
     return Moments(like(params, mean), like(params, variance))
 
@@ -297,56 +201,11 @@ def gradient_noise_scale(
     (True, ())
     """
     layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
-    mean = _weighted_sum(layers, deltas, share)
+    mean = weighted_sum(layers, deltas, share)
     norm_of_mean = sum(jnp.sum(g * g) for g in jax.tree.leaves(mean))
-    mean_of_norms = jnp.sum(share * _norms(layers, deltas) ** 2)
+    mean_of_norms = jnp.sum(share * norms_of(layers, deltas) ** 2)
     one_over_N = jnp.sum(share * share)
     more_than_one = one_over_N < 1 - 8 * jnp.finfo(share.dtype).eps
     trace = jnp.where(more_than_one, (mean_of_norms - norm_of_mean) / (1 - one_over_N), jnp.nan)
     squared_norm = norm_of_mean - trace * one_over_N
     return NoiseScale(trace / squared_norm, trace, squared_norm)
-
-
-# What the functions above share.
-
-
-def sweeps(params, x, y, network, masks, sample_weight) -> tuple[list[mlp.Layer], list[Array], Array]:
-    """Both sweeps: the layers, `[delta_1, ..., delta_L]` of each sample's own loss, and its share in the mean."""
-    layers = forward_sweep(*prepared(params, x, network, masks))
-    out = layers[-1].a
-    y, share = targets_and_shares(y, out, sample_weight)
-    return layers, backward_sweep(layers, network.loss.delta(out, y) * layers[-1].slope), share
-
-
-def _weighted_sum(layers, deltas, weight) -> Params:
-    """`sum_n weight[n] g[n]`, in the dtype that it is computed in."""
-    return gradients(layers, [weight[..., None] * delta for delta in deltas])
-
-
-def _norms(layers, deltas) -> Array:
-    """`(...)`, the norm of each sample's gradient."""
-    by_layer = [_norm(delta) * jnp.hypot(_norm(layer.a_in), 1.0) for layer, delta in zip(layers, deltas, strict=True)]
-    return _norm(jnp.stack(by_layer, -1))
-
-
-def _norm(v) -> Array:
-    """`(..., n) -> (...)`, the norm of each row, by its largest entry: a square could be 0 or infinite."""
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=-1, keepdims=True, initial=0.0))
-    scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
-    square = jnp.sum((v / scale) ** 2, axis=-1)
-    zero = square == 0  # where the square root has no derivative
-    return scale[..., 0] * jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
-
-
-def _clip_factors(norms, max_norm) -> Array:
-    """`min(1, max_norm / |g[n]|)`, 1 for a gradient of zero, NaN for one that is not a number."""
-    max_norm = _scalar("max_norm", max_norm, norms.dtype)
-    within = norms <= max_norm
-    factors = jnp.where(within, 1.0, max_norm / jnp.where(within, 1.0, norms))
-    return jnp.where(max_norm >= 0, factors, jnp.nan)
-
-
-def _scalar(name, value, dtype) -> Array:
-    if jnp.shape(value) != ():
-        raise ValueError(f"{name} has shape {jnp.shape(value)}, expected a number")
-    return jnp.asarray(value, dtype)

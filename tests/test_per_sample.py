@@ -252,6 +252,117 @@ def test_norms_where_a_square_has_no_number(x, delta):
     np.testing.assert_allclose(size, norm / 4, rtol=1e-6)
 
 
+GROUPS = np.array([7, -3, 7, 7, 10**6, -3, 2])  # names, in no order; the last group has no weight in some cases
+
+
+def clipped_by_group(rows, groups, w, max_norm):
+    """The mean over groups of their clipped gradients, and the norms of all rows' groups: a loop in NumPy."""
+    total, norms, counted = [np.zeros(g.shape[1:]) for g in rows], np.zeros(len(w)), []
+    for group in np.unique(groups):
+        chosen = groups == group
+        if not w[chosen].any():
+            continue
+        mean = mean_of([g[chosen] for g in rows], w[chosen])
+        norms[chosen] = np.sqrt(sum((g**2).sum() for g in mean))
+        counted.append(norms[chosen][0])
+        for t, g in zip(total, mean, strict=True):
+            t += w[chosen].sum() / w.sum() * g * min(1, max_norm / norms[chosen][0])
+    return total, norms, int((np.array(counted) > max_norm).sum()), len(counted)
+
+
+@pytest.mark.parametrize("weights", ["none", "real", "whole", "some 0"])
+def test_clipping_says_what_it_clipped_each_or_by_group(weights, dtype):
+    args, arrays = with_everything((7,), dtype)
+    w = {"none": np.ones(7), "real": arrays["sample_weight"], "whole": np.arange(1, 8)}.get(weights, np.arange(7) % 6)
+    w = np.where(np.arange(7) == 6, 0, w) if weights == "some 0" else w
+    masks = {"masks": arrays["masks"]}
+    arrays = masks if weights == "none" else masks | {"sample_weight": w}
+    network, w = Network(activations.tanh), np.asarray(w, np.float64)
+    rows = as_rows(jax.jit(rows_by_jax)(args, arrays, network), (7,))
+    losses = [
+        funcnet.objective(args[0], args[1][i], args[2][i], network, masks=[m[i] for m in masks["masks"]])
+        for i in (0, 5)
+    ]
+    for groups in (None, GROUPS, np.zeros(7, int)):
+        ids = np.arange(7) if groups is None else groups
+        middle = np.median(clipped_by_group(rows, ids, w, 1.0)[1]) * 0.9
+        want, norms, clipped, counted = clipped_by_group(rows, ids, w, middle)
+        given = {"max_norm": middle, "groups": groups} | arrays
+        got = per_sample.clipped_value_and_backward(*args, network, **given)
+        eps = np.finfo(dtype).eps
+        assert max(oracle.errors_in_eps(jax.tree.leaves(got.grads), want)) <= 32
+        counts = w != 0 if groups is None else norms != 0
+        np.testing.assert_allclose(np.asarray(got.norms)[counts], norms[counts], rtol=64 * eps)
+        np.testing.assert_allclose(np.asarray(got.losses)[[0, 5]], losses, rtol=16 * eps)
+        assert (int(got.clipped), int(got.counted)) == (clipped, counted)
+        assert clipped > 0
+        plain = per_sample.clipped_backward(*args, network, **given)
+        assert max(oracle.errors_in_eps(plain, got.grads)) <= 4
+        unlimited = per_sample.clipped_backward(*args, network, **(given | {"max_norm": np.inf}))
+        assert max(oracle.errors_in_eps(unlimited, funcnet.backward(*args, network, **arrays))) <= 16
+
+
+def test_groups_of_one_size_are_vmap_over_groups():
+    (params, x, y), _ = oracle.make_case(0, SIZES, (5, 4), np.float32, weighted=False, masked=False)
+    rows = as_rows(jax.vmap(jax.grad(funcnet.objective), (None, 0, 0))(params, x, y), (5,))
+    max_norm = float(np.median(norms_of(rows)))
+    want = mean_of(clipped(rows, max_norm), np.ones(5))
+    groups = np.broadcast_to(np.arange(5)[:, None], (5, 4))
+    for shape in ((5, 4), (20,)):
+        call = params, x.reshape(*shape, -1), y.reshape(shape)
+        got = per_sample.clipped_backward(*call, max_norm=max_norm, groups=groups.reshape(shape))
+        assert max(oracle.errors_in_eps(jax.tree.leaves(got), want)) <= 16
+    fn = partial(per_sample.clipped_value_and_backward, params, max_norm=max_norm)
+    many = jax.jit(jax.vmap(lambda x, y, groups: fn(x, y, groups=groups)))(x, y, groups)
+    one = fn(x[2], y[2], groups=groups[2])
+    for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a[2], b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_norms_of_groups_where_a_square_has_no_number(scale):
+    """Two groups, one 1e25 times the other, and one whose gradients cancel."""
+    params, network = [(jnp.zeros((1, 2)), jnp.zeros(2))], Network(loss=funcnet.squared_error)
+    x = jnp.ones((6, 1))
+    y = jnp.array([1, 2, scale, 2 * scale, 1, -1], jnp.float32)[:, None] * jnp.array([[0.5, 0.0]])
+    found = per_sample.clipped_value_and_backward(
+        params, x, y, network, max_norm=scale / 2, groups=jnp.array([0, 0, 1, 1, 2, 2])
+    )
+    np.testing.assert_allclose(
+        found.norms, np.sqrt(2) * np.array([1.5, 1.5, 1.5 * scale, 1.5 * scale, 0, 0]), rtol=1e-6
+    )
+    bad = per_sample.clipped_value_and_backward(
+        params, x.at[0].set(np.nan), y, network, max_norm=1.0, groups=[0, 0, 1, 1, 2, 2]
+    )
+    np.testing.assert_array_equal(np.isnan(bad.norms), [True, True, False, False, False, False])
+    assert np.isnan(bad.grads[0][0]).all()
+    assert int(bad.clipped) == 1 + (scale > 1)  # what is no number is not within
+
+
+def test_groups_and_keys_that_are_none_are_named():
+    (params, x, y), _ = oracle.make_case(0, SIZES, (4,), np.float32, weighted=False, masked=False)
+    for groups in (np.zeros(3, int), np.zeros(4), np.zeros((4, 1), int)):
+        with pytest.raises(ValueError, match=r"groups has dtype .*, expected integers and \(4,\), the group of each"):
+            per_sample.clipped_backward(params, x, y, max_norm=1.0, groups=groups)
+    call = {"max_norm": 1.0, "noise_multiplier": 1.0}
+    with pytest.raises(ValueError, match=r"key is .*, expected a JAX random key"):
+        per_sample.private_sum(0, params, x, y, **call)
+    for key in (jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
+        assert np.isfinite(per_sample.private_sum(key, params, x, y, **call)[0][0]).all()
+
+
+def test_weights_whose_sum_is_zero_give_nan():
+    (params, x, y), _ = oracle.make_case(0, SIZES, (4,), np.float32, weighted=False, masked=False)
+    given = {"sample_weight": np.zeros(4, np.float32)}
+    results = [
+        per_sample.clipped_backward(params, x, y, max_norm=1.0, **given),
+        per_sample.input_backward(params, x, y, **given),
+        per_sample.gradient_moments(params, x, y, **given).mean,
+        per_sample.gradient_noise_scale(params, x, y, **given),
+    ]
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(results))
+
+
 def test_max_norm_and_noise_multiplier_are_numbers():
     (params, x, y), _ = oracle.make_case(0, SIZES, (2,), np.float32, weighted=False, masked=False)
     with pytest.raises(ValueError, match=r"max_norm has shape \(2,\), expected a number"):

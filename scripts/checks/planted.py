@@ -39,6 +39,8 @@ TESTS = {  # of each file, the quickest to notice first; its own doctests come b
     "initializers": ["network", "mlp"],
     "products": ["products", "gradients", "per_sample", "sharding"],
     "mlp": ["mlp", "gradients", "network", "testing"],
+    "sweeps": ["per_sample", "network"],
+    "clipping": ["per_sample", "network"],
     "per_sample": ["per_sample", "network"],
     "curvature": ["per_sample", "network"],
     "optimizers": ["optimizers", "regularizers", "training"],

@@ -1,0 +1,207 @@
+"""Samples' gradients that are clipped before they are summed, each or by group; `funcnet.per_sample` names them all.
+
+From the deltas of one sweep: they are reweighted, and no gradient of a single sample is ever in memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from funcnet.losses import is_class_ids
+from funcnet.network import Masks, Network, Params, check_key, like
+from funcnet.sweeps import group_norms_of, norms_of, sweeps, weighted_sum
+
+__all__ = ["Clipped", "clipped_backward", "clipped_value_and_backward", "private_sum"]
+
+
+class Clipped(NamedTuple):
+    """The mean of clipped gradients, and what there was to clip."""
+
+    grads: Params  # as of `clipped_backward`
+    norms: Array  # (...), of each sample's gradient, or of its group's, before it is clipped
+    losses: Array  # (...), of each sample
+    clipped: Array  # (), int32: how many samples, or groups, are longer than max_norm
+    counted: Array  # (), int32: of how many, those of weight 0 left out
+
+
+@jax.jit
+def clipped_backward(
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    network: Network = Network(),
+    *,
+    max_norm: ArrayLike,
+    groups: ArrayLike | None = None,
+    masks: Masks | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> Params:
+    """The mean of the samples' gradients, each clipped: `1/N sum_n g[n] min(1, max_norm / |g[n]|)`.
+
+    With weights `sum(w * clipped) / sum(w)`. One pass: the deltas of the sweep are kept and reweighted.
+
+    With `groups`, say the rows of one user, of one sequence, or the views of one image, a group counts as one sample:
+    its gradient `g[k]` is that of the (weighted) mean loss of its rows, its weight `w[k]` the sum of theirs. So a large
+    group weighs more; a `sample_weight` of one over the rows of a group makes groups equal.
+
+    Args and errors as in `funcnet.objective`, and:
+      max_norm: a number or a scalar array, not negative (NaN comes out where it is); infinite for no limit.
+      groups: integers `(...)`, equal within a group, any and in any order. It takes `N^2` numbers of memory.
+
+    Returns:
+      The tree of `params`.
+
+    >>> from funcnet import init
+    >>> params = init(jax.random.key(0), (4, 3))
+    >>> grads = clipped_backward(params, jnp.ones((1, 4)), jnp.array([0]), max_norm=0.1)
+    >>> jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
+    Array(0.1, dtype=float32)
+    """
+    layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
+    norms, _ = _norms(layers, deltas, share, groups)
+    return like(params, weighted_sum(layers, deltas, share * _clip_factors(norms, max_norm)))
+
+
+@jax.jit
+def clipped_value_and_backward(
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    network: Network = Network(),
+    *,
+    max_norm: ArrayLike,
+    groups: ArrayLike | None = None,
+    masks: Masks | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> Clipped:
+    """`clipped_backward` with the norms, the losses, and how many were clipped, in the same pass.
+
+    The count is what adaptive clipping needs: a limit that goes to a quantile of the norms, by a factor of
+    `exp(-rate (within - quantile))` each step. Andrew, Thakkar, McMahan and Ramaswamy, Differentially private learning
+    with adaptive clipping, NeurIPS 2021, section 2.
+
+    Args and errors as in `clipped_backward`.
+
+    Returns:
+      `Clipped(grads, norms, losses, clipped, counted)`.
+
+    >>> from funcnet import init
+    >>> params, x = init(jax.random.key(0), (4, 3)), jax.random.normal(jax.random.key(1), (64, 4))
+    >>> limit = jnp.array(10.0)
+    >>> for _ in range(100):
+    ...     found = clipped_value_and_backward(params, x, jnp.argmax(x[:, :3], 1), max_norm=limit)
+    ...     within = 1 - found.clipped / found.counted
+    ...     limit = limit * jnp.exp(-0.2 * (within - 0.5))
+    >>> bool(30 <= found.clipped <= 34), bool(abs(limit / jnp.median(found.norms) - 1) < 0.1)
+    (True, True)
+    """
+    layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
+    norms, first = _norms(layers, deltas, share, groups)
+    grads = weighted_sum(layers, deltas, share * _clip_factors(norms, max_norm))
+    out, y = layers[-1].a, jnp.asarray(y)
+    losses = network.loss.fn(out, y if is_class_ids(y) else y.astype(out.dtype))
+    clipped = first & ~(norms <= jnp.asarray(max_norm, norms.dtype))
+    counts = [jnp.sum(chosen, dtype=jnp.int32) for chosen in (clipped, first)]
+    return Clipped(like(params, grads), norms, losses, *counts)
+
+
+@jax.jit
+def private_sum(
+    key: Array,
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    network: Network = Network(),
+    *,
+    max_norm: ArrayLike,
+    noise_multiplier: ArrayLike,
+    included: ArrayLike | None = None,
+    masks: Masks | None = None,
+) -> Params:
+    """The differentially private sum, `sum_n clip(g[n], max_norm) + noise_multiplier * max_norm * N(0, 1)`.
+
+    The gradient of DP-SGD: Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1. One sample
+    more or less moves the sum by `max_norm` at most, whatever the sample: one whose gradient is not finite counts as
+    zero. Divide the sum by the *expected* batch size, and let a library account for the privacy spent, for neighbours
+    that differ by adding or removing a sample. Floating-point noise is not the ideal one (Mironov, CCS 2012).
+
+    Args:
+      key: a JAX random key, fresh for every step, and secret: who knows it can take the noise off.
+      params: as in `funcnet.objective`; so are `x`, `y`, `network`, `masks`.
+      x: `(..., n_0)`.
+      y: class ids `(...)` or targets `(..., K)`.
+      network: static; under a `compute_dtype` the bound holds to its rounding.
+      max_norm: the bound of a sample's influence, not negative.
+      noise_multiplier: the noise's standard deviation over `max_norm`.
+      included: boolean `(...)`, which samples take part, by default all: Poisson sampling gives batches of varying
+        size, and this fills them up to one shape.
+      masks: dropout masks.
+
+    Returns:
+      The tree of `params`: a sum, not a mean.
+
+    Raises:
+      ValueError: as in `funcnet.objective`; `key` is no random key; `included` is not boolean or not one per sample;
+        `max_norm` or `noise_multiplier` is not a scalar.
+
+    >>> from funcnet import init
+    >>> params, x, y = init(jax.random.key(0), (4, 3)), jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
+    >>> taken = jnp.array([True, True, False, False, True])
+    >>> grads = private_sum(jax.random.key(1), params, x, y, max_norm=1.0, noise_multiplier=1.1, included=taken)
+    >>> [(dW.shape, db.shape) for dW, db in grads]
+    [((4, 3), (3,))]
+    """
+    check_key(key)
+    layers, deltas, share = sweeps(params, x, y, network, masks, None)
+    norms = norms_of(layers, deltas)
+    counts = jnp.isfinite(norms)  # infinity times 0 would not be 0
+    if included is not None:
+        included = jnp.asarray(included)
+        if included.dtype != jnp.bool_ or included.shape != share.shape:
+            raise ValueError(
+                f"included has dtype {included.dtype} and shape {included.shape}, expected bool and "
+                f"{share.shape}, one per sample"
+            )
+        counts = counts & included
+    layers = [layer._replace(a_in=jnp.where(counts[..., None], layer.a_in, 0.0)) for layer in layers]
+    deltas = [jnp.where(counts[..., None], delta, 0.0) for delta in deltas]
+    weight = _clip_factors(jnp.where(counts, norms, 0.0), max_norm)
+    leaves, tree = jax.tree.flatten(weighted_sum(layers, deltas, weight))
+    scale = _scalar("noise_multiplier", noise_multiplier, share.dtype) * jnp.asarray(max_norm, share.dtype)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [g + scale * jax.random.normal(key, g.shape, g.dtype) for g, key in zip(leaves, keys, strict=True)]
+    return like(params, jax.tree.unflatten(tree, noisy))
+
+
+def _norms(layers, deltas, share, groups) -> tuple[Array, Array]:
+    """The norm of each sample's gradient, or of its group's, and which samples to count: one of each with weight."""
+    if groups is None:
+        return norms_of(layers, deltas), share != 0
+    groups = jnp.asarray(groups)
+    if not jnp.issubdtype(groups.dtype, jnp.integer) or groups.shape != share.shape:
+        raise ValueError(
+            f"groups has dtype {groups.dtype} and shape {groups.shape}, expected integers and {share.shape}, the group "
+            "of each sample; names, groups = np.unique(groups, return_inverse=True) numbers any other"
+        )
+    same = (groups.ravel()[:, None] == groups.ravel()[None, :]) & (share != 0).ravel()[None, :]
+    first = jnp.any(same, 1) & (jnp.argmax(same, 1) == jnp.arange(len(same)))
+    return group_norms_of(layers, deltas, share, groups), first.reshape(share.shape)
+
+
+def _clip_factors(norms, max_norm) -> Array:
+    """`min(1, max_norm / |g[n]|)`, 1 for a gradient of zero, NaN for one that is not a number."""
+    max_norm = _scalar("max_norm", max_norm, norms.dtype)
+    within = norms <= max_norm
+    factors = jnp.where(within, 1.0, max_norm / jnp.where(within, 1.0, norms))
+    return jnp.where(max_norm >= 0, factors, jnp.nan)
+
+
+def _scalar(name, value, dtype) -> Array:
+    if jnp.shape(value) != ():
+        raise ValueError(f"{name} has shape {jnp.shape(value)}, expected a number")
+    return jnp.asarray(value, dtype)
