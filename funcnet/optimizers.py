@@ -11,6 +11,7 @@ are in float32 at least; `apply_updates` converts to the parameters' dtypes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,6 +55,18 @@ def apply_updates(params: Any, updates: Any) -> Any:
     [(Array([1.5], dtype=float32), Array([1.], dtype=float32))]
     """
     return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
+
+
+def update_with(optimizer: Optimizer, grads: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+    """`optimizer.update`, with those of the extra arguments that it takes: some of optax want `value` or `value_fn`.
+
+    >>> update_with(sgd(0.5), jnp.ones(1), sgd(0.5).init(jnp.ones(1)), jnp.ones(1), value=3.0)[0]
+    Array([-0.5], dtype=float32)
+    """
+    parameters = inspect.signature(optimizer.update).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        extra = {name: value for name, value in extra.items() if name in parameters}
+    return optimizer.update(grads, state, params, **extra)
 
 
 class SgdState(NamedTuple):
@@ -168,11 +181,16 @@ def adam(lr: LearningRate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 
 
 def adamw(
-    lr: LearningRate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 1e-4
+    lr: LearningRate,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    mask: Any = None,
 ) -> Optimizer:
     """Adam with decoupled weight decay, `p <- p - lr (m' / (sqrt(s') + eps) + weight_decay p)`.
 
-    Loshchilov and Hutter, ICLR 2019, algorithm 2. All parameters decay, biases too.
+    Loshchilov and Hutter, ICLR 2019, algorithm 2. All parameters decay, biases too, unless a mask leaves some out.
 
     Args:
       lr: the learning rate.
@@ -180,6 +198,8 @@ def adamw(
       b2: decay of the mean square.
       eps: keeps the denominator away from zero.
       weight_decay: the number 0 makes it `adam`, which needs no `params` in `update`.
+      mask: which leaves decay: a tree of booleans, or a function that makes one of `params`, as
+        `regularizers.weights_only`; by default all.
 
     Raises:
       ValueError: from `update`, if there is decay but no `params`.
@@ -207,7 +227,10 @@ def adamw(
         if decays:
             if params is None:
                 raise ValueError("adamw: update needs params, since weights decay: update(grads, state, params)")
-            updates = jax.tree.map(lambda u, p: u + _like(weight_decay, u) * p.astype(u.dtype), updates, params)
+            chosen = mask(params) if callable(mask) else jax.tree.map(lambda _: True, params) if mask is None else mask
+            updates = jax.tree.map(
+                lambda u, p, m: u + _like(weight_decay, u) * p.astype(u.dtype) if m else u, updates, params, chosen
+            )
         return _scaled(updates, lr, state.step), AdamState(state.step + 1, mean, square)
 
     return Optimizer(init, update)
