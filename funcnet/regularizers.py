@@ -1,27 +1,40 @@
 """Regularizers: data that a pass takes, samples that a batch gains, or functions around an optimizer.
 
-Dropout is masks, label smoothing is targets, virtual adversarial training is more samples; a limit on weights wraps an
-`Optimizer` and is one again. None of them is a case in `backward`. Weight decay is `adamw`.
+Dropout is masks, label smoothing is targets, virtual adversarial training is more samples; a limit on weights or on the
+gradient wraps an `Optimizer` and is one again. None of them is a case in `backward`. Weight decay is `adamw`, of `W`
+alone with `mask=weights_only`.
+
+Every rate and limit is a Python or NumPy number, which has to be in its range, or a traced scalar, say to `vmap` over:
+NaN comes out where that is not in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from funcnet.losses import is_class_ids, one_hot
 from funcnet.mlp import predict
-from funcnet.network import Network, Params, check_params, computed_in
-from funcnet.optimizers import Optimizer
+from funcnet.network import Network, Params, check_input, check_key, check_params, computed_in
+from funcnet.optimizers import Optimizer, update_with, wide
 from funcnet.per_sample import input_backward
+from funcnet.sweeps import norm_of
 
-__all__ = ["dropout_masks", "limit_weights", "smooth_labels", "virtual_adversarial"]
+__all__ = [
+    "clip_by_global_norm", "dropout_masks", "limit_weights", "smooth_labels", "virtual_adversarial", "weights_only",
+]  # fmt: skip
 
 
 def dropout_masks(
-    key: Array, params: Params, batch_shape: tuple[int, ...], rate: float, *, input_rate: float = 0.0
+    key: Array, params: Params, batch_shape: tuple[int, ...], rate: ArrayLike, *, input_rate: ArrayLike = 0.0
 ) -> tuple[Array | None, ...]:
     """Dropout as data: masks for `forward`, `objective` and `backward`, already scaled by `1 / (1 - rate)`.
 
@@ -32,14 +45,14 @@ def dropout_masks(
       key: a JAX random key.
       params: for the widths and the dtype.
       batch_shape: the leading axes of `x`: `(N,)` for a batch, `()` for one sample.
-      rate: the part of the hidden units to drop, in `[0, 1)`; 0 gives no masks.
+      rate: the part of the hidden units to drop, in `[0, 1)`; the number 0 gives no masks.
       input_rate: the same for the inputs.
 
     Returns:
       `L` masks, `masks[l]` of shape `(*batch_shape, n_l)`, or `None` where nothing is dropped.
 
     Raises:
-      ValueError: a rate outside `[0, 1)`.
+      ValueError: a rate outside `[0, 1)`; what is no random key or no shape.
 
     >>> import funcnet
     >>> params = funcnet.init(jax.random.key(0), (4, 1000, 3))
@@ -47,25 +60,31 @@ def dropout_masks(
     >>> masks[0] is None, masks[1].shape, sorted(set(masks[1].ravel().tolist()))
     (True, (64, 1000), [0.0, 2.0])
     """
+    check_key(key)
     check_params(params)
-    for name, value in (("rate", rate), ("input_rate", input_rate)):
-        if not 0 <= value < 1:
-            raise ValueError(f"dropout_masks: {name} is {value}, expected a number in [0, 1)")
-
+    if not isinstance(batch_shape, (tuple, list)):
+        raise ValueError(f"dropout_masks: batch_shape is {batch_shape!r:.80}, expected a tuple, e.g. x.shape[:-1]")
     dtype = computed_in(params)  # in bfloat16, 1 / 0.9 would be off by 0.2%
+    rate, input_rate = (
+        _number(f"dropout_masks: {name}", value, "in [0, 1)", lambda rate: (rate >= 0) & (rate < 1), dtype)
+        for name, value in (("rate", rate), ("input_rate", input_rate))
+    )
 
     def mask(key, n, rate):
+        if isinstance(rate, float) and rate == 0:
+            return None
         kept = jax.random.bernoulli(key, 1 - rate, (*batch_shape, n))
-        return kept.astype(dtype) / (1 - rate)
+        scaled = kept.astype(dtype) / (1 - rate)
+        if isinstance(rate, float):
+            return scaled
+        return jnp.where(jnp.isnan(rate), rate, scaled)  # compiled, 0 over NaN is 0: all would be dropped in silence
 
     keys = jax.random.split(key, len(params))
     rates = (input_rate, *[rate] * (len(params) - 1))
-    return tuple(
-        mask(key, W.shape[0], rate) if rate > 0 else None for key, (W, _), rate in zip(keys, params, rates, strict=True)
-    )
+    return tuple(mask(key, W.shape[0], rate) for key, (W, _), rate in zip(keys, params, rates, strict=True))
 
 
-def smooth_labels(y: Array, classes: int, amount: float) -> Array:
+def smooth_labels(y: ArrayLike, classes: int, amount: ArrayLike) -> Array:
     """Soft targets, `(1 - amount) onehot(y) + amount / K`. Szegedy et al., CVPR 2016, section 7.
 
     Args:
@@ -76,10 +95,19 @@ def smooth_labels(y: Array, classes: int, amount: float) -> Array:
     Returns:
       float32, `(..., K)`. An id out of range gives NaN.
 
+    Raises:
+      ValueError: `y` holds no class ids, or `amount` is out of range.
+
     >>> smooth_labels(jnp.array([1]), 4, 0.2)
     Array([[0.05, 0.85, 0.05, 0.05]], dtype=float32)
     """
-    return (1 - amount) * one_hot(y, classes, jnp.float32) + amount / classes
+    y = jnp.asarray(y)
+    if not is_class_ids(y):
+        raise ValueError(f"smooth_labels: y has dtype {y.dtype}, expected class ids, of an integer dtype")
+    if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 1:
+        raise ValueError(f"smooth_labels: classes is {classes!r:.80}, expected a whole number >= 1")
+    amount = _number("smooth_labels: amount", amount, "in [0, 1]", lambda amount: (amount >= 0) & (amount <= 1))
+    return (1 - amount) * one_hot(y, int(classes), jnp.float32) + amount / int(classes)
 
 
 def limit_weights(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
@@ -89,11 +117,15 @@ def limit_weights(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
     2014, section 5.1, who call it max-norm regularization.
 
     Args:
-      optimizer: an `Optimizer`, or any optax transformation, for `[(W, b), ...]`.
-      limit: positive.
+      optimizer: an `Optimizer`, or any optax transformation, for `[(W, b), ...]`, or any tree in which a leaf of two
+        axes is a `W`.
+      limit: positive; infinite for no limit.
 
     Returns:
       The optimizer, with the same state; its `update` needs `params`.
+
+    Raises:
+      ValueError: a limit that is not positive; from `update`, if there are no `params`.
 
     >>> from funcnet import apply_updates, sgd
     >>> optimizer = limit_weights(sgd(1.0), 5.0)
@@ -104,19 +136,67 @@ def limit_weights(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
     Array([[3., 3.],
            [0., 4.]], dtype=float32)
     """
+    limit = _number("limit_weights: limit", limit, "above 0 (inf for none)", lambda limit: limit > 0)
 
-    def update(grads, state, params):
-        updates, state = optimizer.update(grads, state, params)
+    def update(grads, state, params=None, **extra):
+        if params is None:
+            raise ValueError(
+                "limit_weights: update needs params, whose length is limited: update(grads, state, params)"
+            )
+        updates, state = update_with(optimizer, grads, state, params, **extra)
 
         def shortened(W, dW):
-            new = W.astype(dW.dtype) + dW
-            norm = jnp.linalg.norm(new, axis=0, keepdims=True)  # (1, n_out)
-            return new * (limit / jnp.maximum(norm, limit)) - W.astype(dW.dtype)
+            if jnp.ndim(W) != 2:
+                return dW
+            old = wide(W)
+            new = old + dW.astype(old.dtype)
+            factor = _factor(norm_of(new.T)[None, :], limit)  # (1, n_out)
+            return jnp.where(factor == 1, dW, (new * factor - old).astype(dW.dtype))
 
-        layers = zip(params, updates, strict=True)
-        return [(shortened(W, dW), db) for (W, _), (dW, db) in layers], state
+        return jax.tree.map(shortened, params, updates), state
 
     return Optimizer(optimizer.init, update)
+
+
+def clip_by_global_norm(optimizer: Optimizer, max_norm: ArrayLike) -> Optimizer:
+    """An optimizer that sees gradients no longer than `max_norm`, all leaves being one vector.
+
+    `g <- g min(1, max_norm / |g|)`. Pascanu, Mikolov and Bengio, ICML 2013, algorithm 1. A gradient that is not finite
+    comes out as NaN throughout, so that it is noticed. Each sample's gradient by itself: `funcnet.clipped_backward`.
+
+    Args:
+      optimizer: an `Optimizer`, or any optax transformation, for any tree.
+      max_norm: positive; infinite for no limit.
+
+    Returns:
+      The optimizer, with the same state.
+
+    Raises:
+      ValueError: a `max_norm` that is not positive.
+
+    >>> from funcnet import sgd
+    >>> optimizer = clip_by_global_norm(sgd(1.0), 1.0)
+    >>> optimizer.update({"w": jnp.array([30.0]), "b": jnp.array([40.0])}, optimizer.init({}))[0]
+    {'b': Array([-0.8], dtype=float32), 'w': Array([-0.6], dtype=float32)}
+    """
+    max_norm = _number("clip_by_global_norm: max_norm", max_norm, "above 0 (inf for none)", lambda limit: limit > 0)
+
+    def update(grads, state, params=None, **extra):
+        norm = _global_norm(jax.tree.leaves(grads))
+        factor = _factor(jnp.where(jnp.isfinite(norm), norm, jnp.nan), max_norm)
+        grads = jax.tree.map(lambda g: (wide(g) * factor.astype(wide(g).dtype)).astype(g.dtype), grads)
+        return update_with(optimizer, grads, state, params, **extra)
+
+    return Optimizer(optimizer.init, update)
+
+
+def weights_only(params: Any) -> Any:
+    """Which leaves are weights, for the `mask` of `adamw`, ours or optax's: those of two axes or more, not the biases.
+
+    >>> weights_only([(jnp.ones((3, 2)), jnp.ones(2))])
+    [(True, False)]
+    """
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
 
 def virtual_adversarial(
@@ -127,8 +207,8 @@ def virtual_adversarial(
     sample_weight: Array | None = None,
     network: Network = Network(),
     *,
-    radius: float,
-    probe: float = 0.1,
+    radius: ArrayLike,
+    probe: ArrayLike = 0.1,
     iterations: int = 1,
 ) -> tuple[Array, Array, Array | None]:
     """Virtual adversarial training as twice the samples: `(x, y)`, and `(x + r, p)`, `p` being the prediction for `x`.
@@ -145,12 +225,15 @@ def virtual_adversarial(
       y: class ids `(N,)` or targets `(N, K)`.
       sample_weight: `(N,)` or `None`.
       network: static; its loss takes its own predictions as targets.
-      radius: the length of `r`.
-      probe: the length of the step along which the method looks.
-      iterations: of the power method.
+      radius: the length of `r`, not negative.
+      probe: the length of the step along which the method looks, positive.
+      iterations: of the power method; 0 leaves the random direction.
 
     Returns:
       `x` `(2N, n_0)`, targets `(2N, K)`, and weights `(2N,)`, or `None` for none.
+
+    Raises:
+      ValueError: as in `funcnet.objective`; a number out of range.
 
     >>> from funcnet import init
     >>> params, x, y = init(jax.random.key(0), (4, 8, 3)), jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
@@ -158,6 +241,14 @@ def virtual_adversarial(
     >>> x2.shape, y2.shape, jnp.linalg.norm(x2[5:] - x, axis=1).round(3).tolist()
     ((10, 4), (10, 3), [0.5, 0.5, 0.5, 0.5, 0.5])
     """
+    check_key(key)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    check_params(params)
+    check_input(params, x)
+    radius = _number("virtual_adversarial: radius", radius, "in [0, inf)", lambda r: (r >= 0) & (r < np.inf), x.dtype)
+    probe = _number("virtual_adversarial: probe", probe, "in (0, inf)", lambda r: (r > 0) & (r < np.inf), x.dtype)
+    if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations < 0:
+        raise ValueError(f"virtual_adversarial: iterations is {iterations!r:.80}, expected a whole number >= 0")
     p = predict(params, x, network)
     d = _unit(jax.random.normal(key, x.shape, x.dtype))
     for _ in range(iterations):
@@ -169,5 +260,37 @@ def virtual_adversarial(
 
 def _unit(d):
     """Each row over its norm; a row of zeros, which leads nowhere, stays."""
-    norm = jnp.linalg.norm(d, axis=-1, keepdims=True)
+    norm = norm_of(d)[..., None]
     return d / jnp.where(norm > 0, norm, 1)
+
+
+def _global_norm(leaves) -> Array:
+    """The norm of all leaves as one vector, by its largest entry: a square could be 0 or infinite."""
+    leaves = [wide(leaf) for leaf in leaves]
+    dtype = jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
+    leaves = [leaf.astype(dtype) for leaf in leaves]
+    largest = jnp.max(jnp.stack([jnp.zeros((), dtype), *(jnp.max(jnp.abs(g), initial=0.0) for g in leaves)]))
+    scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    return scale * jnp.sqrt(sum((jnp.sum((g / scale) ** 2) for g in leaves), jnp.zeros((), dtype)))
+
+
+def _factor(norm, limit) -> Array:
+    """`min(1, limit / norm)`, NaN for a norm that is, and 1 where there is no limit."""
+    limit = jnp.asarray(limit, norm.dtype)
+    within = (norm <= limit) | (limit == jnp.inf)
+    return jnp.where(within, 1.0, limit / jnp.where(within, 1.0, norm))
+
+
+def _number(name: str, value: Any, expected: str, is_in_range: Callable[[Any], Any], dtype: Any = jnp.float32) -> Any:
+    """A number that is in its range, as a float; or a traced one in `dtype`, NaN where it is out of it."""
+    known = not isinstance(value, (Tracer, bool, str, bytes))
+    real = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.number) and not jnp.iscomplexobj(value)
+    if np.shape(value) != () or not (real or (known and isinstance(value, (int, float)))):
+        raise ValueError(f"{name} is {value!r:.80}, expected a number {expected}")
+    if known:
+        value = float(value)
+        if not is_in_range(value):
+            raise ValueError(f"{name} is {value:g}, expected a number {expected}")
+        return value
+    value = value.astype(dtype)
+    return jnp.where(is_in_range(value), value, jnp.nan)

@@ -11,6 +11,8 @@ from funcnet.mlp import backward_sweep, forward_sweep, gradients
 from funcnet.network import Params, prepared, targets_and_shares
 from funcnet.products import times_transposed
 
+__all__ = ["group_norms_of", "norm_of", "norms_of", "sweeps", "weighted_sum"]
+
 
 def sweeps(params, x, y, network, masks, sample_weight) -> tuple[list[mlp.Layer], list[Array], Array]:
     """Both sweeps: the layers, `[delta_1, ..., delta_L]` of each sample's own loss, and its share in the mean."""

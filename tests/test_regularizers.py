@@ -1,6 +1,7 @@
 """Regularizers against NumPy, optax and the formulas of their papers."""
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ import oracle
 import pytest
 
 import funcnet
-from funcnet import regularizers, training
-from funcnet.optimizers import adam, apply_updates, averaged, sgd
+from funcnet import regularizers, testing, training
+from funcnet.optimizers import adam, adamw, apply_updates, averaged, sgd
 
-SIZES = (6, 9, 4)
+SIZES, KEY = (6, 9, 4), np.array([0, 1], np.uint32)
 
 
 pytestmark = pytest.mark.usefixtures("not_optimized")
@@ -44,6 +45,160 @@ def test_dropout_masks_are_scaled_bernoulli():
     assert regularizers.dropout_masks(jax.random.key(1), params, (), 0.0) == (None, None)
     with pytest.raises(ValueError, match=r"dropout_masks: rate is 1, expected a number in \[0, 1\)"):
         regularizers.dropout_masks(jax.random.key(1), params, (), 1)
+
+
+SCALARS = (float, np.float64, np.float32, np.asarray, jnp.float32, jnp.bfloat16)
+
+
+def test_rates_and_limits_are_numbers_of_any_kind(data):
+    """Each as the Python number gives it; and traced, over which one can `vmap`."""
+    params, key, y = oracle.network(0, SIZES, np.float32), jax.random.key(1), data[1]
+    grads = funcnet.backward(params, *data)
+
+    def with_limit(wrap):
+        return lambda limit: wrap(sgd(1.0), limit).update(grads, sgd(1.0).init(params), params)[0]
+
+    functions = {
+        "rate": lambda rate: regularizers.dropout_masks(key, params, (50,), rate, input_rate=rate),
+        "amount": lambda amount: regularizers.smooth_labels(y, 4, amount),
+        "limit": with_limit(regularizers.limit_weights),
+        "max_norm": with_limit(regularizers.clip_by_global_norm),
+        "radius": lambda r: regularizers.virtual_adversarial(key, params, *data, radius=r, probe=r)[0],
+    }
+    everything = lambda value: {name: function(value) for name, function in functions.items()}  # noqa: E731
+    want = everything(0.25)
+    for kind in SCALARS:
+        testing.assert_tree_close(everything(kind(0.25)), want, 0)
+    traced = jax.jit(jax.vmap(everything))(jnp.array([-1.0, np.nan, 0.25]))
+    testing.assert_tree_close(jax.tree.map(lambda leaf: leaf[2], traced), want, 16)
+    for name, leaves in traced.items():
+        assert all(any(np.isnan(leaf[i]).any() for leaf in jax.tree.leaves(leaves)) for i in (0, 1)), name
+    testing.assert_tree_close(jax.jit(everything)(jnp.bfloat16(0.25)), want, 16)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda p, x, y: regularizers.dropout_masks(KEY, p, (7,), np.float32(1.5)),
+            "rate is 1.5, expected a number in",
+        ),
+        (lambda p, x, y: regularizers.dropout_masks(KEY, p, (7,), 0.5, input_rate=np.nan), "input_rate is nan, expect"),
+        (lambda p, x, y: regularizers.dropout_masks(KEY, p, (7,), "0.5"), "rate is '0.5', expected a number in"),
+        (lambda p, x, y: regularizers.dropout_masks(KEY, p, (7,), None), "rate is None, expected a number in"),
+        (lambda p, x, y: regularizers.dropout_masks(KEY, p, (7,), jnp.ones(2)), "rate is Array.*, expected a number"),
+        (lambda p, x, y: regularizers.dropout_masks(KEY, p, (7,), 0.5j), "rate is 0.5j, expected a number in"),
+        (
+            lambda p, x, y: regularizers.dropout_masks(0, p, (7,), 0.5),
+            r"expected a JAX random key: jax.random.key\(0\)",
+        ),
+        (lambda p, x, y: regularizers.dropout_masks(KEY, p, 7, 0.5), "batch_shape is 7, expected a tuple"),
+        (lambda p, x, y: regularizers.smooth_labels(y, 4, 1.1), r"amount is 1.1, expected a number in \[0, 1\]"),
+        (lambda p, x, y: regularizers.smooth_labels(x, 4, 0.1), "y has dtype float32, expected class ids"),
+        (lambda p, x, y: regularizers.smooth_labels(y, 4.0, 0.1), "classes is 4.0, expected a whole number"),
+        *(
+            (lambda p, x, y, wrap=wrap, bad=bad: wrap(sgd(1.0), bad), "is .*, expected a number above 0")
+            for wrap in (regularizers.limit_weights, regularizers.clip_by_global_norm)
+            for bad in (0, -1.0, np.nan, True, jnp.float32(-1))
+        ),
+        (lambda p, x, y: regularizers.limit_weights(sgd(1.0), 1).update(p, sgd(1.0).init(p)), "update needs params"),
+        (lambda p, x, y: regularizers.virtual_adversarial(KEY, p, x, y, radius=-1), "radius is -1, expected a number"),
+        (
+            lambda p, x, y: regularizers.virtual_adversarial(KEY, p, x, y, radius=np.inf),
+            "radius is inf, expected a num",
+        ),
+        (
+            lambda p, x, y: regularizers.virtual_adversarial(KEY, p, x, y, radius=1, probe=0),
+            "probe is 0, expected a nu",
+        ),
+        (lambda p, x, y: regularizers.virtual_adversarial(KEY, p, x, y, radius=1, iterations=1.5), "iterations is 1.5"),
+        (lambda p, x, y: regularizers.virtual_adversarial(3, p, x, y, radius=1), "expected a JAX random key"),
+        (lambda p, x, y: regularizers.virtual_adversarial(KEY, p, x.astype(int), y, radius=1), "x has dtype int"),
+    ],
+)
+def test_what_is_no_rate_limit_or_key_is_named(call, said, data):
+    with pytest.raises(ValueError, match=said):
+        call(oracle.network(0, SIZES, np.float32), *data)
+
+
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.key(0, impl="rbg"), np.array([0, 1], np.uint32)])
+def test_keys_of_every_kind(key, data):
+    params = oracle.network(0, SIZES, np.float32)
+    mask = regularizers.dropout_masks(key, params, (500,), 0.5)[1]
+    assert np.mean(mask == 0) == pytest.approx(0.5, abs=0.05)
+    assert np.isfinite(regularizers.virtual_adversarial(key, params, *data, radius=0.5)[0]).all()
+
+
+class Pair(NamedTuple):
+    W: Any
+    b: Any
+
+
+TREES = {
+    "tuples": lambda W, b: [(W, b), (2 * W, b)],
+    "lists": lambda W, b: [[W, b], [2 * W, b]],
+    "named": lambda W, b: (Pair(W, b), Pair(2 * W, b)),
+    "dict": lambda W, b: {"first": {"kernel": W, "bias": b}, "scale": b[0]},
+    "one": lambda W, b: W,
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("half", [False, True])
+def test_limits_take_any_tree_and_give_it_back(tree, half):
+    """No limit at all changes nothing, to the bit; a limit is optax's, and NumPy's column by column."""
+    rng, dtype = np.random.default_rng(0), jnp.bfloat16 if half else jnp.float32
+    make = lambda scale: TREES[tree](*(jnp.asarray(scale * rng.normal(size=n), dtype) for n in ((4, 3), 3)))  # noqa: E731
+    params, grads = make(1.0), make(3.0)
+    plain, optimizer = optax.sgd(0.1), optax.sgd(0.1)
+    free, _ = plain.update(grads, plain.init(params), params)
+    for wrap in (regularizers.limit_weights, regularizers.clip_by_global_norm):
+        for limit in (np.inf, jnp.float32(np.inf)):
+            updates, _ = wrap(optimizer, limit).update(grads, optimizer.init(params), params)
+            testing.assert_tree_close(updates, free, 0)
+
+    updates, _ = regularizers.clip_by_global_norm(optimizer, 0.7).update(grads, optimizer.init(params), params)
+    chain = optax.chain(optax.clip_by_global_norm(0.7), optimizer)
+    testing.assert_tree_close(updates, chain.update(grads, chain.init(params), params)[0], 4)
+
+    updates, _ = regularizers.limit_weights(optimizer, 0.9).update(grads, optimizer.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    for p, u, f in zip(*map(jax.tree.leaves, (params, updates, free)), strict=True):
+        p, moved, want = (np.asarray(a, np.float64) for a in (p, u, f))
+        want = p + want
+        want = want * np.minimum(1, 0.9 / np.linalg.norm(want, axis=0)) if want.ndim == 2 else want
+        np.testing.assert_allclose(p + moved, want, atol=2e-2 if half else 1e-6)
+
+
+def test_a_gradient_that_is_no_number_stays_one():
+    """And one whose squares are infinite is clipped all the same."""
+    optimizer = regularizers.clip_by_global_norm(sgd(1.0), 1.0)
+    for bad in (np.nan, np.inf):
+        updates, _ = optimizer.update({"a": jnp.array([1.0, bad]), "b": jnp.ones(2)}, sgd(1.0).init(None))
+        assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(updates))
+    for scale in (1e30, 1e-30):
+        clip = regularizers.clip_by_global_norm(sgd(1.0), scale)
+        updates, _ = clip.update([jnp.array([3 * scale]), jnp.array([4 * scale])], sgd(1.0).init(None))
+        np.testing.assert_allclose(updates, [[-0.6 * scale], [-0.8 * scale]], rtol=1e-6)
+    params = [(jnp.full((2, 2), 1e30), jnp.ones(2)), (jnp.array([[np.nan, 3.0], [0.0, 4.0]]), jnp.ones(2))]
+    zero, limit = jax.tree.map(jnp.zeros_like, params), regularizers.limit_weights(sgd(1.0), 1e30)
+    limited = apply_updates(params, limit.update(zero, sgd(1.0).init(None), params)[0])
+    np.testing.assert_allclose(limited[0][0], np.full((2, 2), 1e30 * np.sqrt(0.5)), rtol=1e-6)
+    np.testing.assert_array_equal(limited[1][0], [[np.nan, 3], [np.nan, 4]])
+
+
+@pytest.mark.parametrize("mask", [regularizers.weights_only, [(True, False), (False, False)]], ids=["W", "tree"])
+def test_weights_decay_alone_as_in_optax(mask, data):
+    params = oracle.network(0, SIZES, np.float32)
+    ours, theirs = adamw(1e-2, weight_decay=0.3, mask=mask), optax.adamw(1e-2, weight_decay=0.3, mask=mask)
+    states = ours.init(params), theirs.init(params)
+    for _ in range(3):
+        grads = funcnet.backward(params, *data)
+        updates = ours.update(grads, states[0], params)
+        with jax.numpy_dtype_promotion("standard"):
+            expected = theirs.update(grads, states[1], params)
+        testing.assert_tree_close(updates[0], expected[0], 64)
+        states, params = (updates[1], expected[1]), apply_updates(params, updates[0])
 
 
 @pytest.mark.parametrize("optimizer", [sgd(1.0), adam(0.5), optax.sgd(1.0)], ids=["sgd", "adam", "optax"])
