@@ -106,8 +106,8 @@ def smooth_labels(y: ArrayLike, classes: int, amount: ArrayLike) -> Array:
         raise ValueError(f"smooth_labels: y has dtype {y.dtype}, expected class ids, of an integer dtype")
     if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 1:
         raise ValueError(f"smooth_labels: classes is {classes!r:.80}, expected a whole number >= 1")
-    amount = _number("smooth_labels: amount", amount, "in [0, 1]", lambda amount: (amount >= 0) & (amount <= 1))
-    return (1 - amount) * one_hot(y, int(classes), jnp.float32) + amount / int(classes)
+    part = _number("smooth_labels: amount", amount, "in [0, 1]", lambda part: (part >= 0) & (part <= 1))
+    return (1 - part) * one_hot(y, int(classes), jnp.float32) + part / int(classes)
 
 
 def limit_weights(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
@@ -292,5 +292,5 @@ def _number(name: str, value: Any, expected: str, is_in_range: Callable[[Any], A
         if not is_in_range(value):
             raise ValueError(f"{name} is {value:g}, expected a number {expected}")
         return value
-    value = value.astype(dtype)
-    return jnp.where(is_in_range(value), value, jnp.nan)
+    traced = jnp.asarray(value, dtype)
+    return jnp.where(is_in_range(traced), traced, jnp.nan)

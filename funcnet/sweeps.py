@@ -11,11 +11,18 @@ from funcnet.mlp import backward_sweep, forward_sweep, gradients
 from funcnet.network import Params, prepared, targets_and_shares
 from funcnet.products import times_transposed
 
-__all__ = ["group_norms_of", "norm_of", "norms_of", "sweeps", "weighted_sum"]
+__all__ = ["norm_of", "sweeps"]
 
 
 def sweeps(params, x, y, network, masks, sample_weight) -> tuple[list[mlp.Layer], list[Array], Array]:
-    """Both sweeps: the layers, `[delta_1, ..., delta_L]` of each sample's own loss, and its share in the mean."""
+    """Both sweeps: the layers, `[delta_1, ..., delta_L]` of each sample's own loss, and its share in the mean.
+
+    >>> import funcnet
+    >>> params = funcnet.init(jax.random.key(0), (4, 8, 3))
+    >>> _, deltas, share = sweeps(params, jnp.ones((2, 4)), jnp.array([0, 2]), funcnet.Network(), None, None)
+    >>> [delta.shape for delta in deltas], share.tolist()
+    ([(2, 8), (2, 3)], [0.5, 0.5])
+    """
     layers = forward_sweep(*prepared(params, x, network, masks))
     out = layers[-1].a
     y, share = targets_and_shares(y, out, sample_weight)
@@ -36,7 +43,11 @@ def norms_of(layers, deltas) -> Array:
 
 
 def norm_of(v) -> Array:
-    """`(..., n) -> (...)`, the norm of each row, by its largest entry: a square could be 0 or infinite."""
+    """`(..., n) -> (...)`, the norm of each row, by its largest entry: a square could be 0 or infinite.
+
+    >>> norm_of(jnp.array([[3e30, 4e30], [0.0, 0.0]]))
+    Array([5.e+30, 0.e+00], dtype=float32)
+    """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=-1, keepdims=True, initial=0.0))
     scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
     square = jnp.sum((v / scale) ** 2, axis=-1)

@@ -308,7 +308,7 @@ def test_any_tree_and_other_arguments():
     assert [row.leaf for row in report.rows] == ["['a']", "['b'][0]"]
 
 
-def dot_with(slope):
+def constant(slope):
     """A gradient that is the same everywhere."""
     return lambda p: jnp.asarray(slope, p.dtype)
 
@@ -340,16 +340,27 @@ def test_at_a_kink_of_any_function_each_mixture_of_its_sides_is_correct(name, wr
             return
     for slopes, ok in ((correct, True), (wrong, False)):
         for slope in slopes:
-            report = testing.check_gradients(fn, dot_with(np.broadcast_to(slope, p.shape)), (p,))
+            report = testing.check_gradients(fn, constant(np.broadcast_to(slope, p.shape)), (p,))
             assert report.ok == ok, f"{slope}\n{report}"
+
+
+def test_where_jax_grad_is_no_number_another_may_be():
+    p = jnp.zeros(3)
+    norm, root = lambda p: jnp.sqrt(jnp.sum(p**2)), lambda p: jnp.sqrt(jnp.abs(p)).sum()
+    assert testing.check_gradients(norm, jnp.zeros_like, (p,)).ok  # between the unit vectors around
+    assert not testing.check_gradients(norm, lambda p: p + 2, (p,)).ok
+    assert not testing.check_gradients(root, jnp.zeros_like, (p,)).ok  # infinite on either side
+    half = jnp.zeros(3, jnp.bfloat16)
+    for slope, ok in ((1, True), (1.25, False)):
+        assert testing.check_gradients(lambda p: jnp.maximum(p, 0).sum(), constant(np.full(3, slope)), (half,)).ok == ok
 
 
 def test_many_kinks_at_once():
     fn, p = lambda p: jax.nn.relu(p).sum(), jnp.where(jnp.arange(100) % 3 == 0, 1.0, 0.0)
     slope = np.where(p == 1, 1.0, np.arange(100) % 2)
-    assert testing.check_gradients(fn, dot_with(slope), (p,)).ok
+    assert testing.check_gradients(fn, constant(slope), (p,)).ok
     for i, bad in ((50, 1.01), (99, 0.99)):  # at a kink, and not
-        assert not testing.check_gradients(fn, dot_with(np.where(np.arange(100) == i, bad, slope)), (p,)).ok
+        assert not testing.check_gradients(fn, constant(np.where(np.arange(100) == i, bad, slope)), (p,)).ok
 
 
 def test_a_function_in_numpy_is_judged_by_differences():
