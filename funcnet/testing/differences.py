@@ -15,9 +15,7 @@ from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, leaf_n
 
 DIFFERENCE_TOLERANCE = 1e-6  # relative; a sixth-order difference in float64 is good for 1e-9
 CLEARLY = 1e4  # times the noise of a difference: a slope that is there
-ENTRY_BY_ENTRY = (
-    256  # the size of a leaf up to which it is differentiated along each entry, not along random directions
-)
+ENTRY_BY_ENTRY = 256  # the size of a leaf up to which each entry is differentiated, where differences alone judge
 AT_KINKS = "at a kink: between the gradients of points around it"
 
 
@@ -117,9 +115,7 @@ def judge_by_differences(fn, by_hand, args, *, seed, stopped=()) -> tuple[Row, .
             rows.append(Row(name, leaf.shape, 0.0, True, "stopped by intent: not judged" if leaf.size else "empty"))
             continue
         if value.dtype != np.float64:
-            fault = (
-                f"cannot be judged: the value is {value.dtype} where the arguments are float64, too rough to compare"
-            )
+            fault = f"cannot be judged: the value is {value.dtype} where the arguments are float64, and too rough"
             row = Row(name, leaf.shape, math.inf, False, "", fault)
         else:
             row = along_entries(name, partial(at, i), leaf, got64[i], seed)
@@ -135,15 +131,12 @@ def judge_by_differences(fn, by_hand, args, *, seed, stopped=()) -> tuple[Row, .
 def along_entries(name, at, leaf, gradient, seed) -> Row:
     """A row for a leaf: its gradient against differences along each entry, of a large leaf along random directions."""
     each = leaf.size <= ENTRY_BY_ENTRY
-    directions = (
-        np.eye(leaf.size).reshape(-1, *leaf.shape)
-        if each
-        else [random_direction(seed + k, leaf.shape) for k in range(8)]
-    )
+    directions = [random_direction(seed + k, leaf.shape) for k in range(8)]
+    if each:
+        directions = np.eye(leaf.size).reshape(-1, *leaf.shape)
     expected = np.array([np.sum(gradient * v) for v in directions])
-    slopes, noise = map(
-        np.array, zip(*(central_difference(lambda t, v=v: at(leaf + t * v)) for v in directions), strict=True)
-    )
+    found = [central_difference(lambda t, v=v: at(leaf + t * v)) for v in directions]
+    slopes, noise = np.array(found).T
     size = max(np.abs(slopes).max(), np.abs(expected).max())
     unsure = noise > max(DIFFERENCE_TOLERANCE * size, 1e-11 * max(1.0, abs(at(leaf))))
     off = ~(np.abs(slopes - expected) <= np.maximum(DIFFERENCE_TOLERANCE * size, 10 * noise))
@@ -159,9 +152,7 @@ def along_entries(name, at, leaf, gradient, seed) -> Row:
     if off[worst]:
         fault = f"worst {where}: {expected[worst]:.8g}, the difference is {slopes[worst]:.8g}"
     else:
-        fault = (
-            f"cannot be judged: the difference {where} is good to {noise[worst]:.0e} only, or the function has a kink"
-        )
+        fault = f"cannot be judged: the difference {where} is good to {noise[worst]:.0e} only, or there is a kink"
     return Row(name, leaf.shape, error if off.any() else math.inf, False, rungs, fault)
 
 
@@ -173,9 +164,8 @@ def _gradient_at(at, moved, entries) -> np.ndarray:
         by = np.zeros(moved.size)
         by[entry] = h
         here, left, right = at(moved), at(moved - by.reshape(moved.shape)), at(moved + by.reshape(moved.shape))
-        kinked = abs(right - 2 * here + left) > 0.01 * max(abs(right - here), abs(here - left)) + 1e-14 * max(
-            1.0, abs(here)
-        )
+        rounding = 1e-14 * max(1.0, abs(here))
+        kinked = abs(right - 2 * here + left) > 0.01 * max(abs(right - here), abs(here - left)) + rounding
         return np.nan if kinked else (right - left) / (2 * h)
 
     return np.array([slope(entry) for entry in entries])

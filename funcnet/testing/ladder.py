@@ -54,14 +54,8 @@ def judge(
             settings = {"tolerance": tolerance, "seed": seed, "stopped": name in stopped, "kinks": kinks}
             here = _widen(here, i, wide, got[i], want[i], eps[i], floor, **settings)
         elif not here.ok and kinks and compute_dtype is None:
-            gradient_at = _gradient_at(reference, args, i)
-            here = _at_kinks(
-                here,
-                gradient_at,
-                np.asarray(jax.tree.leaves(args[0])[i], want[i].dtype),
-                [(got[i], want[i], tolerance)],
-                seed,
-            )
+            leaf = np.asarray(jax.tree.leaves(args[0])[i], want[i].dtype)
+            here = _at_kinks(here, _gradient_at(reference, args, i), leaf, [(got[i], want[i], tolerance)], seed)
         rows.append(here)
     return tuple(rows), (*notes, *where_it_starts(rows))
 
@@ -129,9 +123,8 @@ def _at_kinks(row, gradient_at, leaf, pairs, seed) -> Row:
         size = np.abs(want).max(initial=0.0, where=np.isfinite(want))
         wrong = ~(np.abs(got - want) <= allowed * own_eps * size)  # also where jax.grad has NaN, as of a norm at 0
         accuracy = max(100 * eps ** (2 / 3), min(100 * own_eps, 0.05))
-        if wrong.any() and not is_subgradient(
-            gradient_at, leaf, got, wrong, reach=eps ** (1 / 3), accuracy=accuracy, seed=seed
-        ):
+        settings = {"reach": eps ** (1 / 3), "accuracy": accuracy, "seed": seed}
+        if wrong.any() and not is_subgradient(gradient_at, leaf, got, wrong, **settings):
             return row
     return row._replace(ok=True, error=0.0, fault="", rungs=f"{row.rungs}, {AT_KINKS}")
 
