@@ -12,7 +12,6 @@ import numpy as np
 from tutorial import CLASSES, Picture, command, descend, save
 
 from funcnet import Network, init, plotting, predict, sgd, tanh, testing
-from funcnet.network import check_labels
 
 NETWORK = Network(tanh)
 
@@ -67,7 +66,7 @@ def main(*, out: Picture = "maximum_likelihood.png") -> None:
     x, y = jax.random.normal(jax.random.key(2), (16, 500)), jnp.arange(16) % 10
     print(f"\n{testing.check_backward(params, x, y, NETWORK)}\n")
     try:
-        check_labels(np.array([0, 1, 2]), 2)
+        funcnet.check_labels(np.array([0, 1, 2]), 2)
     except ValueError as error:
         print(f"a label out of range: {error}")
     x, y = two_moons()
