@@ -48,9 +48,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Activation", "Loss", "Network", "Optimizer", "Params", "Trace", "adam", "adamw", "apply_updates", "backward",
     "check_labels", "clipped_backward", "count_parameters", "dropout_masks", "elu", "forward", "forward_trace", "gelu",
-    "gelu_tanh", "glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "identity", "init", "input_backward", "leaky_relu",
-    "lecun_normal", "objective", "per_sample_backward", "per_sample_norms", "predict", "relu", "rmsprop", "sgd",
-    "sigmoid", "sigmoid_cross_entropy", "silu", "softmax_cross_entropy", "softplus", "squared_error",
+    "gelu_tanh", "glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "identity", "init", "input_backward",
+    "leaky_relu", "lecun_normal", "objective", "per_sample_backward", "per_sample_norms", "predict", "relu", "rmsprop",
+    "sgd", "sigmoid", "sigmoid_cross_entropy", "silu", "softmax_cross_entropy", "softplus", "squared_error",
     "standard_normal", "summary", "tanh", "uniform", "value_and_backward", "zeros",
 ]  # fmt: skip
 

@@ -167,8 +167,8 @@ def targets_and_shares(y, out, network, sample_weight) -> tuple[Array, Array]:
         return y, jnp.full(batch_shape, 1 / prod(batch_shape), out.dtype)
     w = jnp.asarray(sample_weight)
     check_sample_weight(w, batch_shape)
-    # By a power of two, which changes no digit: the sum of huge weights, and what 1 is divided by it, stay finite.
-    w = w.astype(out.dtype) * 2.0 ** -(4 + prod(batch_shape).bit_length())
+    w = w.astype(out.dtype)
+    w = w * jnp.where(jnp.max(jnp.abs(w)) > 1e30, 2.0**-64, 1.0).astype(w.dtype)  # or the sum may be infinite
     return y, w / jnp.sum(w)
 
 

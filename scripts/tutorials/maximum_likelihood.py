@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tutorial import CLASSES, Picture, command, descend, save
 
-from funcnet import Network, init, plotting, predict, sgd, tanh, testing
+from funcnet import Network, check_labels, init, plotting, predict, sgd, tanh, testing
 
 NETWORK = Network(tanh)
 
@@ -66,7 +66,7 @@ def main(*, out: Picture = "maximum_likelihood.png") -> None:
     x, y = jax.random.normal(jax.random.key(2), (16, 500)), jnp.arange(16) % 10
     print(f"\n{testing.check_backward(params, x, y, NETWORK)}\n")
     try:
-        funcnet.check_labels(np.array([0, 1, 2]), 2)
+        check_labels(np.array([0, 1, 2]), 2)
     except ValueError as error:
         print(f"a label out of range: {error}")
     x, y = two_moons()
