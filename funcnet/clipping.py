@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from funcnet.calls import array_function
 from funcnet.losses import is_class_ids
 from funcnet.network import Masks, Network, Params, check_key, like
 from funcnet.sweeps import group_norms_of, norms_of, sweeps, weighted_sum
@@ -29,7 +30,7 @@ class Clipped(NamedTuple):
     counted: Array  # (), int32: of how many, those of weight 0 left out
 
 
-@jax.jit
+@array_function
 def clipped_backward(
     params: Params,
     x: ArrayLike,
@@ -67,7 +68,7 @@ def clipped_backward(
     return like(params, weighted_sum(layers, deltas, share * _clip_factors(norms, max_norm)))
 
 
-@jax.jit
+@array_function
 def clipped_value_and_backward(
     params: Params,
     x: ArrayLike,
@@ -110,7 +111,7 @@ def clipped_value_and_backward(
     return Clipped(like(params, grads), norms, losses, *counts)
 
 
-@jax.jit
+@array_function
 def private_sum(
     key: Array,
     params: Params,

@@ -11,7 +11,6 @@ A sample's gradient is that of its own loss, with no `1 / N` and no weight; `sam
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from funcnet import mlp
+from funcnet.calls import array_function
 from funcnet.clipping import Clipped, clipped_backward, clipped_value_and_backward, private_sum
 from funcnet.network import Masks, Network, Params, like
 from funcnet.products import outer, times_transposed
@@ -46,7 +46,7 @@ class NoiseScale(NamedTuple):
     squared_norm: Array  # (), of the expected gradient; an estimate, so it may be negative
 
 
-@jax.jit
+@array_function
 def per_sample_backward(
     params: Params,
     x: ArrayLike,
@@ -76,7 +76,7 @@ def per_sample_backward(
     )
 
 
-@partial(jax.jit, static_argnames="per_leaf")
+@array_function(static_argnames="per_leaf")
 def per_sample_norms(
     params: Params,
     x: ArrayLike,
@@ -108,7 +108,7 @@ def per_sample_norms(
     return norms_of(layers, deltas)
 
 
-@jax.jit
+@array_function
 def input_backward(
     params: Params,
     x: ArrayLike,
@@ -139,7 +139,7 @@ def input_backward(
     return mlp.masked(dx, layers[0].mask).astype(jnp.asarray(x).dtype)
 
 
-@jax.jit
+@array_function
 def gradient_moments(
     params: Params,
     x: ArrayLike,
@@ -173,7 +173,7 @@ def gradient_moments(
     return Moments(like(params, mean), like(params, variance))
 
 
-@jax.jit
+@array_function
 def gradient_noise_scale(
     params: Params,
     x: ArrayLike,

@@ -25,7 +25,7 @@ def sweeps(params, x, y, network, masks, sample_weight) -> tuple[list[mlp.Layer]
     """
     layers = forward_sweep(*prepared(params, x, network, masks))
     out = layers[-1].a
-    y, share = targets_and_shares(y, out, sample_weight)
+    y, share = targets_and_shares(y, out, network, sample_weight)
     return layers, backward_sweep(layers, network.loss.delta(out, y) * layers[-1].slope), share
 
 

@@ -31,12 +31,13 @@ EXTRAS = {
     "hypothesis",
 }
 # Each imports only those before it; `testing` is a package of its own order.
-ORDER = ["activations", "losses", "initializers", "network", "products", "mlp", "sweeps", "clipping", "per_sample",
-         "curvature", "schedules", "optimizers", "regularizers", "evaluation", "training", "sharding", "distortions",
-         "extras", "files", "datasets", "weights", "exchange", "checkpoints", "plotting", "testing"]  # fmt: skip
+ORDER = ["activations", "losses", "initializers", "network", "products", "calls", "mlp", "sweeps", "clipping",
+         "per_sample", "curvature", "schedules", "optimizers", "regularizers", "evaluation", "training", "sharding",
+         "distortions", "extras", "files", "datasets", "weights", "exchange", "checkpoints", "plotting",
+         "testing"]  # fmt: skip
 ORDER_OF_TESTING = ["trees", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
                     "__init__", "__main__"]  # fmt: skip
-INTERNAL = {"extras", "files", "sweeps", "clipping"}  # modules that only others use
+INTERNAL = {"calls", "extras", "files", "sweeps", "clipping"}  # modules that only others use
 MODULES = [f"funcnet.{name}" for name in ORDER]
 MODULES += [f"funcnet.testing.{name}" for name in ORDER_OF_TESTING if name != "__init__"]
 

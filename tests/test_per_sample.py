@@ -346,6 +346,8 @@ def test_groups_and_keys_that_are_none_are_named():
     for groups in (np.zeros(3, int), np.zeros(4), np.zeros((4, 1), int)):
         with pytest.raises(ValueError, match=r"groups has dtype .*, expected integers and \(4,\), the group of each"):
             per_sample.clipped_backward(params, x, y, max_norm=1.0, groups=groups)
+    with pytest.raises(ValueError, match=r"groups holds 4294967296, which JAX would cut to 32 bits"):
+        per_sample.clipped_backward(params, x, y, max_norm=1.0, groups=np.array([0, 1, 2, 2**32]))
     call = {"max_norm": 1.0, "noise_multiplier": 1.0}
     with pytest.raises(ValueError, match=r"key is .*, expected a JAX random key"):
         per_sample.private_sum(0, params, x, y, **call)
