@@ -18,9 +18,8 @@ from funcnet.network import Network, check_network
 
 __all__ = ["array_function", "as_array"]
 
-_ARRAYS = frozenset(
-    {"x", "y", "out", "sample_weight"}
-)  # arguments that are one array, so that a list of numbers is one
+# Arguments that are one array, so that a list of numbers is one.
+_ARRAYS = frozenset({"x", "y", "out", "sample_weight", "groups", "included"})
 _SETTINGS = frozenset({*(field.name for field in fields(Network)), "activation", "activations", "dtype"})
 
 
