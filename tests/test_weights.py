@@ -256,9 +256,8 @@ def test_a_header_is_judged_before_an_array_is_read(tmp_path):
 def test_one_copy_at_a_time_is_in_memory(tmp_path):
     """Of NumPy's: each array is read when the one before has gone to JAX; once the whole file was there as well."""
     layer = 1 << 18
-    weights.save(tmp_path / "w", [(np.ones((1, 1 << 18), np.float32), np.zeros(1 << 18, np.float32)),
-                                  *[(np.ones((1 << 18, 1), np.float32), np.zeros(1, np.float32)),
-                                    (np.ones((1, 1 << 18), np.float32), np.zeros(1 << 18, np.float32))] * 3])  # fmt: skip
+    wide = np.ones((1, layer), np.float32), np.zeros(layer, np.float32)
+    weights.save(tmp_path / "w", [wide, *[(wide[0].T, np.zeros(1, np.float32)), wide] * 3])
     weights.load(tmp_path / "w")  # imports
     tracemalloc.start()
     params, _ = weights.load(tmp_path / "w")
