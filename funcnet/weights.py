@@ -181,7 +181,7 @@ def _announced(name, tensor) -> jax.ShapeDtypeStruct:
     dtype = tensor.get_dtype()
     if dtype not in _DTYPES:
         raise ValueError(f"{name} has dtype {dtype}, expected one of {', '.join(_DTYPES)}")
-    if dtype == "F64" and not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(_DTYPES[dtype]) != _DTYPES[dtype]:
         raise ValueError(f"{name} is float64, which JAX would round to float32: set jax_enable_x64 first")
     return jax.ShapeDtypeStruct(tuple(tensor.get_shape()), _DTYPES[dtype])
 

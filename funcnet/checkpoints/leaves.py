@@ -19,7 +19,7 @@ def is_key(leaf) -> bool:
     return isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def stored(leaf):
+def stored(leaf) -> Any:
     """What every orbax can store: of a random key its integers; of a Python number nothing, in its place a zero."""
     return jax.random.key_data(leaf) if is_key(leaf) else np.zeros(1, np.uint8) if is_number(leaf) else leaf
 
