@@ -425,6 +425,7 @@ def with_one(value, dtype=None):
         (with_one(120_000), "class ids up to 120000 of 20 samples: are they values, or identifiers"),
         (with_one(None, object), r"y holds Python objects such as 0, expected numbers or text: y.astype\(int\), or"),
         (np.zeros(20, int), "all labels are '0', expected at least two classes"),
+        (["one", "two", "", "one"] * 5, r"y\[2\] is empty, expected a label for each sample"),
         (["one"] * 20, "all labels are 'one', expected at least two classes"),
         (np.eye(3)[Y] / 2, r"y has shape \(20, 3\), expected one label per sample, \(N,\), or one-hot rows"),
         (Y.reshape(5, 4), r"y has shape \(5, 4\), expected one label per sample"),
@@ -611,12 +612,52 @@ def test_a_mutated_file_of_arrays_is_one_clear_error(tmp_path):
             datasets.load_arrays(path)
 
 
-def test_what_another_library_reads(tmp_path):
-    (tmp_path / "own.csv").write_text("label,pixel0\n1,255\n")
-    with pytest.raises(
-        ValueError, match=r"own\.csv: expected a \.npz file, or a folder .* from_arrays\(x, y\) takes at"
-    ):
-        datasets.load_arrays(tmp_path / "own.csv")
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (IDS, "012"),
+        ([float(k) for k in IDS], "012"),
+        ([f'"{TEXT[k]}, the"' for k in IDS], [f"{t}, the" for t in sorted(TEXT)]),
+    ],
+)
+@pytest.mark.parametrize("start", ["", "\ufeff"])  # a spreadsheet's mark
+def test_a_table_of_text(tmp_path, labels, names, start):
+    """As Kaggle has MNIST; the column of the labels may be anywhere."""
+    rows = [
+        ",".join([str(row[0]), str(k), *map(str, row[1:])]) for row, k in zip(X.reshape(20, 16), labels, strict=True)
+    ]
+    header = ",".join(["a", "Label", *(f"pixel{i}" for i in range(15))])
+    (tmp_path / "own.csv").write_text("\n".join([start + header, *rows]), encoding="utf-8")
+    (train, test), got = datasets.load_arrays(tmp_path / "own.csv")
+    expected = datasets.from_arrays(X, labels if "1" in names else [t.strip('"') for t in labels])[0]
+    assert got == tuple(names)
+    for part, (x, y) in zip((train, test), expected, strict=True):
+        np.testing.assert_array_equal(part[0], x)
+        np.testing.assert_array_equal(part[1], y)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "own.csv",
+            "1,2,3\n4,5,6\n",
+            "the first line is '1, 2, 3', expected names of columns, one of them label, class",
+        ),
+        ("own.csv", "y,label,a\n0,0,1\n", "the first line is 'y, label, a', expected names of columns"),
+        ("own.csv", "", "the first line is '', expected names of columns"),
+        ("own.csv", "y,a\n", "holds no samples"),
+        ("own.csv", "y,a\n0,1\n1,x\n", "could not convert string 'x' to float64 at row 1, column 2"),
+        ("own.csv", "y,a,b\n0,1,2\n1,2\n", ""),
+        ("own.csv", "y,a\n0,1\n1,\n", "could not convert string '' to float64"),
+        ("own.csv", b"y,a\n0,\xff\n", ""),
+        ("own.parquet", "PAR1", r"expected a \.npz or \.csv file, or a folder .* from_arrays\(x, y\) takes at once"),
+    ],
+)
+def test_tables_that_are_none_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
+        datasets.load_arrays(tmp_path / name)
 
 
 # In the script.

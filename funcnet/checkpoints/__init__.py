@@ -122,10 +122,9 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
     shapes, named = leaves.shapes(tree), leaves.named(tree)
     numbers = {name: leaf for name, leaf in named.items() if leaves.is_number(leaf)}
     tree = jax.tree.map(leaves.stored, tree)
-    prints = np.asarray(fingerprints(jax.tree.leaves(tree)))
-    content = json.dumps({"shapes": shapes, "fingerprint": prints.sum(0, dtype=np.uint32).tolist(),
-                          "parts": dict(zip(named, prints.tolist(), strict=True)), "numbers": numbers,
-                          "notes": notes or {}})  # fmt: skip
+    prints = fingerprints(jax.tree.leaves(tree))
+    content = json.dumps({"shapes": shapes, "fingerprint": _total(prints), "numbers": numbers, "notes": notes or {},
+                          "parts": dict(zip(named, np.asarray(prints).tolist(), strict=True))})  # fmt: skip
     sealed = {"content": content, "sha256": hashlib.sha256(content.encode()).hexdigest()}
     if not hasattr(jax, "set_mesh") and any(
         isinstance(leaf, Array) and len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(tree)
@@ -237,7 +236,7 @@ def _read(manager, number, content, like, part) -> Any:
         return _read_part(manager.directory / str(number) / "tree", content["parts"], abstract)
     with quiet_stderr():
         tree = manager.restore(number, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))).tree
-    if np.asarray(fingerprint(tree)).tolist() != content["fingerprint"]:
+    if _total(fingerprints(jax.tree.leaves(tree))) != content["fingerprint"]:
         raise ValueError("its arrays have changed since they were written")
     return tree
 
@@ -258,6 +257,11 @@ def _read_part(path, prints: dict[str, list[int]], abstract) -> Any:
     if got != [prints[name] for name in wanted]:
         raise ValueError("its arrays have changed since they were written")
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+
+
+def _total(prints) -> list[int]:
+    """The fingerprint of a tree from those of its leaves; not `fingerprint`, which would be compiled once more."""
+    return np.asarray(prints).sum(0, dtype=np.uint32).tolist()
 
 
 def _check_own(path) -> None:

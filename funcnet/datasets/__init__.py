@@ -14,7 +14,7 @@ from funcnet.datasets.arrays import Dataset, from_arrays, split
 from funcnet.datasets.idx import find, read_idx
 from funcnet.datasets.own_files import load_arrays
 from funcnet.extras import import_extra
-from funcnet.files import as_path
+from funcnet.files import as_path, open_regular
 
 __all__ = [
     "FASHION_MNIST_NAMES",
@@ -235,6 +235,8 @@ def _cached_or_downloaded(known: _Known, file: _MnistFile, tried: list[str]) -> 
     pooch = import_extra("pooch")
     cache = Path(pooch.os_cache("funcnet")) / known.cache
     tried = [*tried, f"no {file.name}[.gz] in {cache}"]
+    if (cached := cache / f"{file.name}.gz").exists():
+        open_regular(cached).close()  # pooch would wait for a pipe
     for mirror in known.mirrors:
         url = f"{mirror}{file.name}.gz"
         try:  # looks into the cache first; writes to a temporary file, checks the hash, then moves it in place

@@ -151,7 +151,10 @@ def _as_text(name, y) -> np.ndarray:
             f"{name} holds Python objects such as {odd[0]!r:.40}, expected numbers or text: {name}.astype(int), "
             f"or {name}.astype(str)"
         )
-    return np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y.astype(str)
+    text = np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y.astype(str)
+    if (text == "").any():
+        raise ValueError(f"{name}[{int(np.argmax(text == ''))}] is empty, expected a label for each sample")
+    return text
 
 
 def _as_ids(name, y) -> np.ndarray:

@@ -1,11 +1,13 @@
 """One's own data set from files: NumPy's, and any in the IDX format."""
 
+import csv
 import errno
 import os
 import string
 import zipfile
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from funcnet.datasets.arrays import Dataset, from_arrays
 from funcnet.datasets.idx import find_parts, read_idx
 from funcnet.files import as_path, open_regular
 
+_LABEL = ("label", "class", "target", "y")
+
 _NAMES = ("x", "y"), ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -24,6 +28,7 @@ def load_arrays(path: str | os.PathLike[str], *, max_bytes: int = 1 << 32) -> tu
 
     - `FILE.npz` with the arrays `x` and `y`, or `x_train`, `y_train`, `x_test` and `y_test`;
     - a folder with these as `x.npy` and `y.npy`, and so on;
+    - `FILE.csv` with a first line of names, one of them `label`, `class`, `target` or `y`, as Kaggle has MNIST;
     - a folder with four IDX files, under names such as `train-images-idx3-ubyte.gz` or `train-images.idx3-ubyte`, as
       MNIST, Fashion-MNIST, KMNIST and EMNIST come in; `FOLDER/emnist-letters` picks the files of which the names begin
       so. EMNIST's images are transposed, by that name, and made upright; its letters, which count from 1, get the class
@@ -58,14 +63,16 @@ def load_arrays(path: str | os.PathLike[str], *, max_bytes: int = 1 << 32) -> tu
         if path.is_dir():
             names = [name for names in _NAMES for name in names if os.path.lexists(path / f"{name}.npy")]
             arrays = {name: _read_npy(path / f"{name}.npy", max_bytes) for name in _expected(names)}
-        elif path.suffix == ".npz":
+        elif path.suffix.lower() == ".npz":
             arrays = _read_npz(path, max_bytes)
+        elif path.suffix.lower() == ".csv":
+            arrays = _read_csv(path, max_bytes)
         elif not os.path.lexists(path) and path.parent.is_dir():
             return _from_idx(path.parent, path.name, max_bytes)
         else:
             open_regular(path).close()  # says what is the matter with a path that is none
             raise ValueError(
-                "expected a .npz file, or a folder of .npy or IDX files; what another library reads, "
+                "expected a .npz or .csv file, or a folder of .npy or IDX files; what another library reads, "
                 "np.savez(FILE, x=x, y=y) writes, and from_arrays(x, y) takes at once"
             )
         return from_arrays(*(arrays[name] for names in _NAMES for name in names if name in arrays))
@@ -132,6 +139,35 @@ def _read(name, opened, max_bytes) -> np.ndarray:
         if file.read(1):
             raise ValueError(f"{name}: goes on after the array that its header announces")
     return array
+
+
+def _read_csv(path, max_bytes) -> dict[str, np.ndarray]:
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise ValueError(f"it is larger than {max_bytes:,} bytes; raise max_bytes if you trust it")
+        names = next(csv.reader([file.readline(1 << 20).decode("utf-8-sig")]), [])
+        labels = [place for place, name in enumerate(names) if name.strip().lower() in _LABEL]
+        if len(labels) != 1 or len(names) < 2:
+            raise ValueError(
+                f"the first line is {', '.join(names)!r:.80}, expected names of columns, one of them "
+                f"{', '.join(_LABEL)}; np.loadtxt reads other files, and from_arrays(x, y) takes what it read"
+            )
+        columns = [place for place in range(len(names)) if place != labels[0]]
+        if not file.read(1):
+            raise ValueError("holds no samples")
+        read = partial(np.loadtxt, file, delimiter=",", skiprows=1, quotechar='"', comments=None, encoding="utf-8-sig")
+        file.seek(0)
+        y = read(usecols=labels, dtype=str, ndmin=1)
+        file.seek(0)
+        x = read(usecols=columns, ndmin=2)
+    return {"x": x, "y": y.astype(float) if all(map(_is_number, np.unique(y))) else y}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
 
 
 def _from_idx(folder: Path, prefix: str, max_bytes) -> tuple[Dataset, tuple[str, ...]]:

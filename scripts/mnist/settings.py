@@ -27,8 +27,8 @@ class Config:
     """The config.json of an earlier run, to start from that run's settings; only the run folder is new."""
     dataset: str = "auto"
     """mnist, fashion (Fashion-MNIST) or digits (bundled with scikit-learn); or your own: FILE.npz with the arrays x and
-    y, or x_train, y_train, x_test and y_test, or a folder with these as x.npy and so on, or with IDX files, as KMNIST
-    and EMNIST come. `auto` is MNIST, or the digits where MNIST cannot be had."""
+    y, or x_train, y_train, x_test and y_test, a folder with these as x.npy and so on, FILE.csv with a column `label`,
+    or a folder of IDX files, as KMNIST and EMNIST come. `auto` is MNIST, or the digits where MNIST cannot be had."""
     data_dir: Path | None = None
     """Folder with the files of MNIST or Fashion-MNIST; otherwise $FUNCNET_DATA, then the user's cache, then a
     download."""
