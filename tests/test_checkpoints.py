@@ -204,7 +204,7 @@ def test_many_saves_leave_no_files_open(tmp_path):
 
     with checkpoints.open_folder(tmp_path, keep=1) as folder:
         counts = []
-        for number in range(12):
+        for number in range(8):
             checkpoints.save(folder, number, [jnp.zeros(3)])
             checkpoints.wait(folder)
             counts.append(count())
