@@ -13,7 +13,19 @@ with every JAX transformation, and are compared with `jax.grad`.
 
 import importlib
 
-from funcnet.activations import Activation, elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
+from funcnet.activations import (
+    Activation,
+    elu,
+    gelu,
+    gelu_tanh,
+    identity,
+    leaky_relu,
+    relu,
+    sigmoid,
+    silu,
+    softplus,
+    tanh,
+)
 from funcnet.initializers import (
     glorot_normal,
     glorot_uniform,
@@ -26,7 +38,7 @@ from funcnet.initializers import (
 )
 from funcnet.losses import Loss, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 from funcnet.mlp import Trace, backward, forward, forward_trace, init, objective, predict, value_and_backward
-from funcnet.network import Network, Params, count_parameters, summary
+from funcnet.network import Network, Params, check_labels, count_parameters, summary
 from funcnet.optimizers import Optimizer, adam, adamw, apply_updates, rmsprop, sgd
 from funcnet.per_sample import clipped_backward, input_backward, per_sample_backward, per_sample_norms
 from funcnet.regularizers import dropout_masks
@@ -35,10 +47,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Activation", "Loss", "Network", "Optimizer", "Params", "Trace", "adam", "adamw", "apply_updates", "backward",
-    "clipped_backward", "count_parameters", "dropout_masks", "elu", "forward", "forward_trace", "gelu",
-    "glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "identity", "init", "input_backward", "leaky_relu",
-    "lecun_normal", "objective", "per_sample_backward", "per_sample_norms", "predict", "relu", "rmsprop", "sgd",
-    "sigmoid", "sigmoid_cross_entropy", "silu", "softmax_cross_entropy", "softplus", "squared_error",
+    "check_labels", "clipped_backward", "count_parameters", "dropout_masks", "elu", "forward", "forward_trace", "gelu",
+    "gelu_tanh", "glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "identity", "init", "input_backward",
+    "leaky_relu", "lecun_normal", "objective", "per_sample_backward", "per_sample_norms", "predict", "relu", "rmsprop",
+    "sgd", "sigmoid", "sigmoid_cross_entropy", "silu", "softmax_cross_entropy", "softplus", "squared_error",
     "standard_normal", "summary", "tanh", "uniform", "value_and_backward", "zeros",
 ]  # fmt: skip
 

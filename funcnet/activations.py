@@ -23,6 +23,7 @@ __all__ = [
     "elu",
     "from_name",
     "gelu",
+    "gelu_tanh",
     "identity",
     "is_shipped",
     "leaky_relu",
@@ -70,6 +71,11 @@ def _clip_infinities(z: Array) -> Array:
     """Replace ±inf by the largest finite numbers, so that `z * 0` in a far tail is 0 and not NaN."""
     limits = jnp.finfo(z.dtype)
     return jnp.clip(z, limits.min, limits.max)
+
+
+def _gated(z: Array, gate: Array) -> Array:
+    """`z * gate`, and its limits: 0 at minus infinity, infinity at infinity."""
+    return jnp.where(z == jnp.inf, z, _clip_infinities(z) * gate)
 
 
 identity = Activation("identity", lambda z: z, lambda z, a: jnp.ones_like(z))
@@ -151,7 +157,7 @@ elu = Activation("elu", _elu, lambda z, a: jnp.exp(jnp.where(z > 0, 0.0, z)))
 
 
 def _silu(z: Array) -> Array:
-    return _clip_infinities(z) * jax.nn.sigmoid(z)
+    return _gated(z, jax.nn.sigmoid(z))
 
 
 def _silu_deriv(z: Array, a: Array) -> Array:
@@ -168,7 +174,7 @@ def _normal_cdf(z: Array) -> Array:
 
 
 def _gelu(z: Array) -> Array:
-    return _clip_infinities(z) * _normal_cdf(z)
+    return _gated(z, _normal_cdf(z))
 
 
 def _gelu_deriv(z: Array, a: Array) -> Array:
@@ -180,7 +186,31 @@ def _gelu_deriv(z: Array, a: Array) -> Array:
 gelu = Activation("gelu", _gelu, _gelu_deriv)
 """`a = z P(Z <= z)`, `Z` standard normal: the exact form, not the tanh one; Hendrycks and Gimpel, 2016."""
 
-SHIPPED = (identity, relu, leaky_relu(), sigmoid, tanh, softplus, elu, silu, gelu)
+
+def _gelu_tanh_u(z: Array) -> Array:
+    z = jnp.clip(z, -50, 50)  # where s(2u) has long been 0 or 1, and z^3 cannot overflow
+    return math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+
+
+def _gelu_tanh(z: Array) -> Array:
+    return _gated(z, jax.nn.sigmoid(2 * _gelu_tanh_u(z)))
+
+
+def _gelu_tanh_deriv(z: Array, a: Array) -> Array:
+    u = _gelu_tanh_u(z)
+    z = jnp.clip(z, -50, 50)
+    u_slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
+    s = jax.nn.sigmoid(2 * u)
+    return s + z * s * jax.nn.sigmoid(-2 * u) * 2 * u_slope
+
+
+gelu_tanh = Activation("gelu_tanh", _gelu_tanh, _gelu_tanh_deriv)
+"""`a = z s(2u)`, `u = sqrt(2 / pi) (z + 0.044715 z^3)`, `s` the sigmoid: `z (1 + tanh u) / 2` without its cancellation.
+
+The default of `jax.nn.gelu`; Hendrycks and Gimpel, 2016, section 2.
+"""
+
+SHIPPED = (identity, relu, leaky_relu(), sigmoid, tanh, softplus, elu, silu, gelu, gelu_tanh)
 
 
 def from_name(name: str) -> Activation:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from funcnet.calls import array_function
 from funcnet.mlp import backward_sweep, forward_sweep, gradients, masked
 from funcnet.network import Masks, Network, Params, cast, like, prepared, targets_and_shares
 from funcnet.per_sample import sweeps
@@ -28,7 +29,7 @@ class KroneckerFactors(NamedTuple):
     G: Array  # (n_l, n_l), E[delta_l^T delta_l], delta of a sample's own loss
 
 
-@jax.jit
+@array_function
 def gauss_newton_product(
     params: Params,
     direction: Params,
@@ -72,14 +73,14 @@ def gauss_newton_product(
     _check_direction(params, direction)
     layers = forward_sweep(*prepared(params, x, network, masks))
     out = layers[-1].a
-    y, share = targets_and_shares(y, out, sample_weight)
+    y, share = targets_and_shares(y, out, network, sample_weight)
     d_out = _tangent_sweep(layers, cast(direction, network))
     _, curved = jax.jvp(lambda out: network.loss.delta(out, y), (out,), (d_out,))
     delta_L = curved * layers[-1].slope * share[..., None]
     return like(params, gradients(layers, backward_sweep(layers, delta_L)))
 
 
-@jax.jit
+@array_function
 def kronecker_factors(
     params: Params,
     x: ArrayLike,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,9 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from funcnet.losses import is_class_ids, softmax_cross_entropy
+from funcnet.activations import sigmoid
+from funcnet.calls import array_function, as_array
+from funcnet.losses import is_class_ids
 from funcnet.mlp import forward
 from funcnet.network import Network, Params, check_labels, check_network, targets_and_shares
 
@@ -23,10 +25,12 @@ Transform = Callable[[Array | None, Array], Array]  # (key, x) -> floating batch
 
 
 class Metrics(NamedTuple):
-    """Means over the samples seen."""
+    """Means over the samples seen. What means nothing for a loss is None."""
 
     loss: Array  # (), the objective
-    accuracy: Array  # (), see `is_correct`
+    accuracy: Array | None = None  # (), the part of the samples that are correct, or of their labels; see `is_correct`
+    exact_match: Array | None = None  # (), of several labels: the part of the samples with all of them correct
+    r2: Array | None = None  # (), of values: the part of the targets' variance explained; not while training
 
 
 def evaluate(
@@ -37,8 +41,10 @@ def evaluate(
     *,
     batch_size: int = 1000,
     transform: Transform | None = None,
+    sample_weight: ArrayLike | None = None,
 ) -> Metrics:
-    """Mean loss and accuracy over a data set. Arguments as in `forward_in_batches`, `y` as in `objective`.
+    """Mean loss and accuracy over a data set, or `R^2`. `y` and `sample_weight` as in `objective`, the rest as in
+    `forward_in_batches`.
 
     Raises:
       ValueError: `x` and `y` of different lengths, no samples, and, outside jit, a class id out of range.
@@ -48,37 +54,86 @@ def evaluate(
     >>> evaluate(params, jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])).loss
     Array(1.0986, dtype=float32)
     """
-    count_samples(params, x, y, network)
-    return score(forward_in_batches(params, x, network, batch_size=batch_size, transform=transform), y, network)
+    x, y = checked_data(params, x, y, network)
+    out = forward_in_batches(params, x, network, batch_size=batch_size, transform=transform)
+    return score(out, y, network, sample_weight=sample_weight)
 
 
-@jax.jit
-def score(out: Array, y: ArrayLike, network: Network = Network()) -> Metrics:
-    """Mean loss and accuracy of outputs that are already there, `(N, K)`. Other arguments as in `objective`.
+@array_function
+def score(
+    out: ArrayLike, y: ArrayLike, network: Network = Network(), *, sample_weight: ArrayLike | None = None
+) -> Metrics:
+    """`evaluate` for outputs that are already there, `(N, K)`. Other arguments as in `objective`.
 
-    >>> score(jnp.zeros((5, 3)), jnp.array([0, 1, 2, 0, 1]))
-    Metrics(loss=Array(1.0986, dtype=float32), accuracy=Array(0.4, dtype=float32))
+    `R^2 = 1 - sum w |y - out|^2 / sum w |y - mean y|^2` for each output, and their mean; of targets that are all equal
+    it is 1 if they are hit, else 0: as in scikit-learn.
+
+    >>> metrics = score(jnp.zeros((5, 3)), jnp.array([0, 1, 2, 0, 1]))
+    >>> metrics.loss, metrics.accuracy
+    (Array(1.0986, dtype=float32), Array(0.4, dtype=float32))
+    >>> import funcnet
+    >>> score(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]]), Network(loss=funcnet.squared_error))
+    Metrics(loss=Array(2., dtype=float32), accuracy=None, exact_match=None, r2=Array(0.11111, dtype=float32))
     """
     check_network(network)
-    y, share = targets_and_shares(y, out, None)
-    return Metrics(jnp.sum(share * network.loss.fn(out, y)), is_correct(out, y).astype(out.dtype).mean())
+    out = jnp.asarray(out)
+    y, share = targets_and_shares(y, out, network, sample_weight)
+    metrics = Metrics(jnp.sum(share * network.loss.fn(out, y)), *accuracies(out, y, network, share))
+    if network.loss.takes != "values" or is_class_ids(y):
+        return metrics
+    return metrics._replace(r2=_r2(out, y, share[..., None]))
 
 
-def is_correct(out: Array, y: Array) -> Array:
-    """Whether each sample's output says what its target says, `(..., K), y -> (...)`.
+def is_correct(out: ArrayLike, y: ArrayLike, network: Network = Network()) -> Array | None:
+    """Whether the outputs say what the targets say.
 
-    With several outputs: the largest output is the class, or the largest target. With one output, a logit: output and
-    target are on the same side of 0 and of 1/2. For regression this means nothing.
+    - Class ids, and logits of classes: the largest output is that of the class, or of the largest target.
+    - Logits of labels: output and target are on the same side of 0 and of 1/2. One label, of two classes, or several.
+    - Values behind a sigmoid, probabilities then: both are on the same side of 1/2.
+    - Any other values: nothing is correct or wrong.
+
+    Args:
+      out: of the network, `(..., K)`.
+      y: class ids `(...)`, or targets `(..., K)`.
+      network: its loss and output activation decide what is asked.
+
+    Returns:
+      bool, `(...)`, or `(..., K)` for several labels; or None.
 
     >>> is_correct(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0]))
     Array([ True, False], dtype=bool)
     """
-    if out.shape[-1] > 1:
+    out, y = jnp.asarray(out), jnp.asarray(y)
+    takes, K = network.loss.takes, out.shape[-1]
+    if takes == "class logits" or (is_class_ids(y) and K > 1):
         return jnp.argmax(out, -1) == (y if is_class_ids(y) else jnp.argmax(y, -1))
-    return (out[..., 0] > 0) == (y > 0 if is_class_ids(y) else y[..., 0] > 0.5)
+    if takes == "values" and network.output != sigmoid:
+        return None
+    yes = out > (0 if takes == "label logits" else 0.5)
+    correct = yes == (y[..., None] > 0 if is_class_ids(y) else y > 0.5)
+    return correct[..., 0] if K == 1 else correct
 
 
-@partial(jax.jit, static_argnames=("batch_size", "transform"))
+def accuracies(out, y, network, share) -> tuple[Array | None, Array | None]:
+    """The two in `Metrics`; `share` is the part of each sample in the mean."""
+    correct = is_correct(out, y, network)
+    if correct is None:
+        return None, None
+    if correct.ndim == share.ndim:
+        return jnp.sum(share * correct.astype(share.dtype)), None
+    of_each = jnp.mean(correct.astype(share.dtype), -1)
+    return jnp.sum(share * of_each), jnp.sum(share * jnp.all(correct, -1).astype(share.dtype))
+
+
+def _r2(out, y, share):
+    samples = tuple(range(out.ndim - 1))
+    around = y - jnp.sum(share * y, samples, keepdims=True)
+    missed, variance = (jnp.sum(share * d**2, samples) for d in (y - out, around))
+    constant = (missed == 0).astype(out.dtype)
+    return jnp.mean(jnp.where(variance == 0, constant, 1 - missed / variance))
+
+
+@array_function(static_argnames=("batch_size", "transform"))
 def forward_in_batches(
     params: Params,
     x: ArrayLike,
@@ -149,18 +204,19 @@ def ensemble(logits: Array) -> Array:
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(len(logits))
 
 
-def count_samples(params, x, y, network) -> int:
-    """How many samples there are: as many in `x` as in `y`, at least one, and no class id out of range."""
+def checked_data(params, x, y, network) -> tuple[Any, Any]:
+    """`x` and `y` as arrays: as many samples in both, at least one, and no class id out of range."""
     check_network(network)
+    x, y = as_array("x", x), as_array("y", y)
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} samples and y {len(y)}, expected as many in both, and at least one")
     if not isinstance(y, Tracer):
         K = params[-1][0].shape[1]
-        check_labels(y, 2 if K == 1 and network.loss != softmax_cross_entropy else K)  # one logit tells two apart
-    return len(x)
+        check_labels(y, 2 if K == 1 else K)  # one output tells two apart
+    return x, y
 
 
 def check_batch_size(batch_size) -> None:
     """Check that it is a whole number of at least 1."""
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")

@@ -3,10 +3,14 @@
 Targets with an integer dtype are class ids of shape `(...)`; targets with a floating dtype are shaped like the
 output, `(..., K)`. Under jit an id outside `[0, K)` cannot raise: it gives a NaN loss **and** a NaN gradient,
 where JAX's indexing would silently take a neighbouring class.
+
+What a loss takes decides what an output means: the logits of `K` classes, of which one is true; the logit of each of
+`K` labels, true or not; or values.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +41,8 @@ class Loss:
       fn: `(out, y) -> loss`, from `(..., K)` to `(...)`; no mean over samples, that is `objective`'s.
       delta: `(out, y) -> d fn / d out`, shaped like `out`.
       predict: `out -> prediction`: probabilities, or `out` itself for regression.
+      takes: what `out` is: "class logits", "label logits", or "values". It decides what counts as correct, and which
+        networks are refused.
 
     >>> out, y = jnp.array([[2.0, 1.0]]), jnp.array([0])
     >>> softmax_cross_entropy.fn(out, y)
@@ -49,6 +55,7 @@ class Loss:
     fn: Callable[[Array, Array], Array]
     delta: Callable[[Array, Array], Array]
     predict: Callable[[Array], Array]
+    takes: Literal["class logits", "label logits", "values"] = "values"
 
     def __repr__(self) -> str:
         """Short, as that of an `Activation`."""
@@ -56,7 +63,9 @@ class Loss:
 
     def __reduce__(self):
         """How to pickle it."""
-        return (from_name, (self.name,)) if self in SHIPPED else (Loss, (self.name, self.fn, self.delta, self.predict))
+        if self in SHIPPED:
+            return from_name, (self.name,)
+        return Loss, (self.name, self.fn, self.delta, self.predict, self.takes)
 
 
 def is_class_ids(y: Array) -> bool:
@@ -80,22 +89,48 @@ def one_hot(y: Array, K: int, dtype: DTypeLike) -> Array:
     return jnp.where(in_range[..., None], jax.nn.one_hot(y, K, dtype=dtype), jnp.nan)
 
 
+def _times(y: Array, v: Array) -> Array:
+    """`y v`, where 0 times infinity is 0."""
+    return y * jnp.where((y == 0) & jnp.isinf(v), 0.0, v)
+
+
 def _softmax_targets(out: Array, y: Array) -> Array:
     return one_hot(y, out.shape[-1], out.dtype) if is_class_ids(y) else y
 
 
+def _below_largest(out: Array) -> tuple[Array, Array, Array]:
+    """How far each logit is below the largest; `exp` of it; and the sum of `exp` over all but that one.
+
+    With it `log p = below - log1p(rest)`. A plain `log(sum(exp))` loses the rest where it is small: of the logits 20, 0
+    and 0 it makes a loss of 0 in float32, and a delta of 0, where both are 4e-9.
+    """
+    largest = jax.nn.one_hot(jnp.argmax(out, -1), out.shape[-1], dtype=bool)
+    top = jnp.sum(jnp.where(largest, out, 0.0), -1, keepdims=True)
+    below = jnp.where(largest, 0.0, out - top)
+    rest = jnp.sum(jnp.where(largest, 0.0, jnp.exp(below)), -1, keepdims=True)
+    return below, jnp.exp(below), rest
+
+
+def _softmax(out: Array) -> Array:
+    _, exp, rest = _below_largest(out)
+    return exp / (1 + rest)
+
+
 def _softmax_cross_entropy(out: Array, y: Array) -> Array:
-    y = _softmax_targets(out, y)
-    return -jnp.sum(jnp.where(y == 0, 0.0, y * jax.nn.log_softmax(out)), -1)  # 0 log 0 = 0
+    below, _, rest = _below_largest(out)
+    return -jnp.sum(_times(_softmax_targets(out, y), below - jnp.log1p(rest)), -1)
 
 
 def _softmax_cross_entropy_delta(out: Array, y: Array) -> Array:
     y = _softmax_targets(out, y)
-    return jnp.sum(y, -1, keepdims=True) * jax.nn.softmax(out) - y
+    below, exp, rest = _below_largest(out)
+    others = jnp.where(below == 0, rest, 1 + rest - exp)  # the sum of exp over all but k
+    # sum(y) p - y, without its cancellation where p is near 1
+    return ((jnp.sum(y, -1, keepdims=True) - y) * exp - y * others) / (1 + rest)
 
 
 softmax_cross_entropy = Loss(
-    "softmax_cross_entropy", _softmax_cross_entropy, _softmax_cross_entropy_delta, jax.nn.softmax
+    "softmax_cross_entropy", _softmax_cross_entropy, _softmax_cross_entropy_delta, _softmax, takes="class logits"
 )
 """`-sum_k y_k log softmax(out)_k`, `delta = sum(y) softmax(out) - y`: multi-class, `out` being logits.
 
@@ -112,7 +147,7 @@ def _sigmoid_targets(out: Array, y: Array) -> Array:
 
 def _sigmoid_cross_entropy(out: Array, y: Array) -> Array:
     y = _sigmoid_targets(out, y)
-    return jnp.sum(y * softplus.fn(-out) + (1 - y) * softplus.fn(out), -1)
+    return jnp.sum(_times(y, softplus.fn(-out)) + _times(1 - y, softplus.fn(out)), -1)
 
 
 def _sigmoid_cross_entropy_delta(out: Array, y: Array) -> Array:
@@ -121,7 +156,11 @@ def _sigmoid_cross_entropy_delta(out: Array, y: Array) -> Array:
 
 
 sigmoid_cross_entropy = Loss(
-    "sigmoid_cross_entropy", _sigmoid_cross_entropy, _sigmoid_cross_entropy_delta, jax.nn.sigmoid
+    "sigmoid_cross_entropy",
+    _sigmoid_cross_entropy,
+    _sigmoid_cross_entropy_delta,
+    jax.nn.sigmoid,
+    takes="label logits",
 )
 """`-sum_k [y_k log s(out_k) + (1 - y_k) log(1 - s(out_k))]`, `delta = s(out) - y`: binary or multi-label logits.
 

@@ -28,8 +28,20 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from funcnet.activations import Activation
+from funcnet.calls import array_function
 from funcnet.initializers import Initializer, he_normal, zeros
-from funcnet.network import Masks, Network, Params, check_sizes, like, prepared, targets_and_shares
+from funcnet.network import (
+    Masks,
+    Network,
+    Params,
+    check_dtype,
+    check_key,
+    check_meaning,
+    check_sizes,
+    like,
+    prepared,
+    targets_and_shares,
+)
 from funcnet.products import outer_sum, times, times_transposed
 
 __all__ = [
@@ -53,7 +65,7 @@ class Layer(NamedTuple):
         return self.f.deriv(self.z, self.a)
 
 
-@jax.jit
+@array_function
 def value_and_backward(
     params: Params,
     x: ArrayLike,
@@ -78,7 +90,7 @@ def value_and_backward(
     a_0, chain = prepared(params, x, network, masks)
     layers = forward_sweep(a_0, chain)
     out = layers[-1].a  # a_L
-    y, share = targets_and_shares(y, out, sample_weight)  # share: 1 / N, or w / sum(w); here and nowhere else
+    y, share = targets_and_shares(y, out, network, sample_weight)  # share: 1 / N, or w / sum(w); here and nowhere else
     delta_L = network.loss.delta(out, y) * layers[-1].slope * share[..., None]  # loss.delta is d loss / d a_L
     grads = gradients(layers, backward_sweep(layers, delta_L))
     return jnp.sum(share * network.loss.fn(out, y)), like(params, grads)
@@ -151,16 +163,19 @@ def init(
       `[(W_1, b_1), ..., (W_L, b_L)]`.
 
     Raises:
-      ValueError: fewer than two sizes, one that is not a whole number, an empty input or output, or a dtype that is not
-        floating.
+      ValueError: fewer than two sizes, one that is not a whole number, an empty input or output, a dtype that is not
+        floating or not switched on, or no key.
 
     >>> params = init(jax.random.key(0), (784, 128, 10))
     >>> [(W.shape, b.shape) for W, b in params]
     [((784, 128), (128,)), ((128, 10), (10,))]
     """
+    check_key(key)
     check_sizes(sizes)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype is {jnp.dtype(dtype)}, expected a floating dtype")
+    check_dtype(dtype)
+    for name, initializer in (("weights", weights), ("biases", biases)):
+        if not callable(initializer):
+            raise ValueError(f"{name} is {initializer!r}, expected an initializer, e.g. funcnet.he_normal")
     keys = jax.random.split(key, (len(sizes) - 1, 2))
     return [
         (weights(key_W, (n_in, n_out), dtype), biases(key_b, (n_out,), dtype))
@@ -168,7 +183,7 @@ def init(
     ]
 
 
-@jax.jit
+@array_function
 def forward(params: Params, x: ArrayLike, network: Network = Network(), *, masks: Masks | None = None) -> Array:
     """The output of the network, `a_L`.
 
@@ -191,7 +206,7 @@ def forward(params: Params, x: ArrayLike, network: Network = Network(), *, masks
     return forward_sweep(*prepared(params, x, network, masks))[-1].a
 
 
-@jax.jit
+@array_function
 def forward_trace(params: Params, x: ArrayLike, network: Network = Network(), *, masks: Masks | None = None) -> Trace:
     """Everything on the way to the output: all `z_l` and all `a_l`. Args and errors as in `forward`.
 
@@ -207,7 +222,7 @@ def forward_trace(params: Params, x: ArrayLike, network: Network = Network(), *,
     return Trace([layer.z for layer in layers], [a_0, *[layer.a for layer in layers]])
 
 
-@jax.jit
+@array_function
 def predict(params: Params, x: ArrayLike, network: Network = Network()) -> Array:
     """What the loss makes of the output: probabilities, or the values themselves for regression.
 
@@ -220,10 +235,11 @@ def predict(params: Params, x: ArrayLike, network: Network = Network()) -> Array
     Array([0.33333, 0.33333, 0.33333], dtype=float32)
     """
     out = forward(params, x, network)
+    check_meaning(network, out.shape[-1])
     return network.loss.predict(out)
 
 
-@jax.jit
+@array_function
 def objective(
     params: Params,
     x: ArrayLike,
@@ -255,11 +271,11 @@ def objective(
     Array(1.0986, dtype=float32)
     """
     out = forward(params, x, network, masks=masks)
-    y, share = targets_and_shares(y, out, sample_weight)
+    y, share = targets_and_shares(y, out, network, sample_weight)
     return jnp.sum(share * network.loss.fn(out, y))
 
 
-@jax.jit
+@array_function
 def backward(
     params: Params,
     x: ArrayLike,

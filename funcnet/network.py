@@ -66,7 +66,7 @@ class Network:
         if not isinstance(self.loss, Loss):
             raise ValueError(f"loss is {_describe(self.loss)}, expected a Loss")
         if self.compute_dtype is not None:  # kept by its name: NumPy's float64 is equal to None
-            object.__setattr__(self, "compute_dtype", _floating_dtype(self.compute_dtype).name)
+            object.__setattr__(self, "compute_dtype", _floating(self.compute_dtype, "compute_dtype").name)
 
     def __repr__(self) -> str:
         """What differs from the default, as it is written in Python."""
@@ -156,9 +156,10 @@ def computed_in(params) -> np.dtype:
     return np.dtype(np.float64 if params[0][0].dtype == np.float64 else np.float32)
 
 
-def targets_and_shares(y, out, sample_weight) -> tuple[Array, Array]:
+def targets_and_shares(y, out, network, sample_weight) -> tuple[Array, Array]:
     """The targets, checked and in the dtype of the output, and the part `(...)` of each sample in the mean."""
     batch_shape, K = out.shape[:-1], out.shape[-1]
+    check_meaning(network, K)
     y = jnp.asarray(y)
     check_targets(y, batch_shape, K)
     y = y if is_class_ids(y) else y.astype(out.dtype)
@@ -167,6 +168,7 @@ def targets_and_shares(y, out, sample_weight) -> tuple[Array, Array]:
     w = jnp.asarray(sample_weight)
     check_sample_weight(w, batch_shape)
     w = w.astype(out.dtype)
+    w = w * jnp.where(jnp.max(jnp.abs(w)) > 1e30, 2.0**-64, 1.0).astype(w.dtype)  # or the sum may be infinite
     return y, w / jnp.sum(w)
 
 
@@ -191,28 +193,65 @@ def _check_activation(name: str, f: Any) -> None:
         raise ValueError(f"{name} is {_describe(f)}, expected an Activation{hint}")
 
 
-def _floating_dtype(dtype: Any) -> np.dtype:
+def _floating(dtype: Any, name: str) -> np.dtype:
     try:
         floating = jnp.issubdtype(dtype, jnp.floating)
     except TypeError:
         floating = False
     if not floating:
-        raise ValueError(f"compute_dtype is {dtype!r}, expected a floating dtype, e.g. 'bfloat16'")
+        raise ValueError(f"{name} is {dtype!r}, expected a floating dtype, e.g. 'bfloat16'")
     return jnp.dtype(dtype)
+
+
+def check_dtype(dtype: Any, name: str = "dtype") -> None:
+    """Check that it is a floating dtype, and switched on; `float` is whichever of the two JAX has."""
+    found = _floating(dtype, name).name
+    if dtype is not float and jax.dtypes.canonicalize_dtype(found).name != found:
+        raise ValueError(f"{name} is {found}, which JAX would make float32: set jax_enable_x64 first")
 
 
 def check_network(network: Any) -> None:
     """Check that `network` is a `Network`, and that its dtype is switched on."""
     if not isinstance(network, Network):
-        hint = f": Network(hidden={network!r})" if isinstance(network, Activation) else ""
+        several = isinstance(network, (list, tuple)) and network and all(isinstance(f, Activation) for f in network)
+        hint = f": Network(hidden={network!r})" if several or isinstance(network, Activation) else ""
         raise ValueError(f"network is {_describe(network)}, expected a Network{hint}")
-    dtype = network.compute_dtype
-    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype).name != dtype:
-        raise ValueError(f"compute_dtype is {dtype}, which JAX would make float32: set jax_enable_x64 first")
+    if network.compute_dtype is not None:
+        check_dtype(network.compute_dtype, "compute_dtype")
+
+
+def check_key(key: Any) -> None:
+    """Check that it is one random key, of the new style or the old."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if (is_key and shape == ()) or (dtype == np.uint32 and len(shape or ()) == 1):
+        return
+    if isinstance(key, Integral):
+        raise ValueError(f"key is {key}, expected a JAX random key: jax.random.key({key})")
+    hint = ": vmap over several" if is_key else ", e.g. jax.random.key(0)"
+    raise ValueError(f"key is {_describe(key)}, expected a JAX random key{hint}")
+
+
+def check_meaning(network: Network, K: int) -> None:
+    """Refuse what trains without a word and means nothing: a loss on outputs that it is not for."""
+    loss, output = network.loss, network.output
+    if loss.takes == "class logits" and K == 1:
+        raise ValueError(
+            f"{loss.name} over one output is 0 whatever the output is: for two classes take "
+            "Network(loss=sigmoid_cross_entropy), or two outputs; for regression loss=squared_error"
+        )
+    squashed = {"sigmoid"} if loss.takes == "class logits" else {"sigmoid", "relu", "softplus"}
+    if loss.takes != "values" and output.name in squashed:
+        because = "squashes them first" if output.name == "sigmoid" else "lets through none below 0, which say no"
+        raise ValueError(
+            f"{loss.name} takes logits, and output={output} {because}: leave output at identity (predict gives "
+            "probabilities), or take loss=squared_error"
+        )
 
 
 def check_sizes(sizes: Any) -> None:
     """Check that `sizes` are the widths of at least one layer."""
+    sizes = sizes.tolist() if isinstance(sizes, np.ndarray) else sizes
     if not isinstance(sizes, Sequence) or isinstance(sizes, str) or len(sizes) < 2:
         raise ValueError(f"sizes is {_describe(sizes)}, expected at least two widths, e.g. (784, 128, 10)")
     for l, n in enumerate(sizes):
@@ -228,12 +267,20 @@ def check_params(params: Any) -> None:
     for l, layer in enumerate(params, 1):
         if not isinstance(layer, Sequence) or len(layer) != 2:
             raise ValueError(f"layer {l}: params[{l - 1}] is {_describe(layer)}, expected a pair (W, b)")
+        for name, leaf in zip("Wb", layer, strict=True):
+            if not hasattr(leaf, "dtype"):
+                hint = "; a layer without a bias has b = zeros" if leaf is None else ""
+                raise ValueError(f"layer {l}: {name} is {_describe(leaf)}, expected an array{hint}")
     dtype, n_in = params[0][0].dtype, params[0][0].shape[:1]
     for l, (W, b) in enumerate(params, 1):
         if W.ndim != 2 or b.shape != W.shape[1:]:
-            raise ValueError(f"layer {l}: W has shape {W.shape} and b {b.shape}, expected (n_in, n_out) and (n_out,)")
+            hint = ": (n_out, n_in) as in PyTorch? then W.T" if W.ndim == 2 and b.shape == W.shape[:1] else ""
+            raise ValueError(
+                f"layer {l}: W has shape {W.shape} and b {b.shape}, expected (n_in, n_out) and (n_out,){hint}"
+            )
         if W.shape[:1] != n_in:
-            raise ValueError(f"layer {l}: W has {W.shape[0]} rows, but layer {l - 1} has {n_in[0]} outputs")
+            hint = ": (n_out, n_in) as in PyTorch? then W.T" if W.shape[1:] == n_in else ""
+            raise ValueError(f"layer {l}: W has {W.shape[0]} rows, but layer {l - 1} has {n_in[0]} outputs{hint}")
         for name, leaf in (("W", W), ("b", b)):
             if not _is_floating(leaf) or leaf.dtype != dtype:
                 as_first = f", {dtype} as in layer 1" if jnp.issubdtype(dtype, jnp.floating) else ""
@@ -297,14 +344,19 @@ def check_labels(y: ArrayLike, classes: int) -> None:
       classes: how many there are.
 
     Raises:
-      ValueError: naming the first offending index and its value.
+      ValueError: naming the first offending index and its value; or `y` holds no numbers.
 
     >>> check_labels(np.array([0, 9, 10]), 10)
     Traceback (most recent call last):
     ValueError: y[2] is 10, expected a class id from 0 to 9
     """
     y = np.asarray(y)
-    if not np.issubdtype(y.dtype, np.integer):
+    if y.dtype.kind not in "iufV":  # V: bfloat16
+        raise ValueError(
+            f"y has dtype {y.dtype}, expected an integer dtype (class ids) or a floating one (targets): of booleans "
+            "y.astype(int), of names names, y = np.unique(y, return_inverse=True)"
+        )
+    if y.dtype.kind not in "iu":
         return
     bad = np.argwhere((y < 0) | (y >= classes))
     if len(bad):

@@ -5,12 +5,13 @@
     params = apply_updates(params, updates)
 
 So an optax transformation works wherever an `Optimizer` does, and the other way round. The parameters may be any
-tree of arrays. A learning rate is a number, a traced array (to `vmap` over), or one of `schedules`. States and updates
-are in float32 at least; `apply_updates` converts to the parameters' dtypes.
+tree of real floating arrays. A learning rate is a number, a traced array (to `vmap` over), or one of `schedules`.
+States are in float32 at least, updates in the dtypes of the gradients.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,7 +54,23 @@ def apply_updates(params: Any, updates: Any) -> Any:
     >>> apply_updates([(jnp.array([1.0]), jnp.array([0.0]))], [(jnp.array([0.5]), jnp.array([1.0]))])
     [(Array([1.5], dtype=float32), Array([1.], dtype=float32))]
     """
-    return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
+
+    def add(p, u):
+        return (p.astype(jnp.promote_types(p.dtype, u.dtype)) + u).astype(p.dtype)  # rounded once
+
+    return jax.tree.map(add, params, updates)
+
+
+def update_with(optimizer: Optimizer, grads: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+    """`optimizer.update`, with those of the extra arguments that it takes: some of optax want `value` or `value_fn`.
+
+    >>> update_with(sgd(0.5), jnp.ones(1), sgd(0.5).init(jnp.ones(1)), jnp.ones(1), value=3.0)[0]
+    Array([-0.5], dtype=float32)
+    """
+    parameters = inspect.signature(optimizer.update).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        extra = {name: value for name, value in extra.items() if name in parameters}
+    return optimizer.update(grads, state, params, **extra)
 
 
 class SgdState(NamedTuple):
@@ -88,14 +105,14 @@ def sgd(lr: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Opti
 
     def update(grads, state, params=None):
         del params
-        grads = jax.tree.map(wide, grads)
+        g = jax.tree.map(wide, grads)
         if plain:
-            return _scaled(grads, lr, state.step), SgdState(state.step + 1, None)
-        velocity = jax.tree.map(lambda v, g: _like(momentum, v) * v + g, state.velocity, grads)
+            return _scaled(g, lr, state.step, grads), SgdState(state.step + 1, None)
+        velocity = jax.tree.map(lambda v, g: _like(momentum, v) * v + g, state.velocity, g)
         direction = velocity
         if nesterov:
-            direction = jax.tree.map(lambda v, g: _like(momentum, v) * v + g, velocity, grads)
-        return _scaled(direction, lr, state.step), SgdState(state.step + 1, velocity)
+            direction = jax.tree.map(lambda v, g: _like(momentum, v) * v + g, velocity, g)
+        return _scaled(direction, lr, state.step, grads), SgdState(state.step + 1, velocity)
 
     return Optimizer(init, update)
 
@@ -129,10 +146,10 @@ def rmsprop(lr: LearningRate, decay: float = 0.9, eps: float = 1e-8) -> Optimize
 
     def update(grads, state, params=None):
         del params
-        grads = jax.tree.map(wide, grads)
-        square = jax.tree.map(lambda s, g: decay * s + (1 - decay) * g * g, state.square, grads)
-        direction = jax.tree.map(lambda g, s: g * jax.lax.rsqrt(s + eps), grads, square)
-        return _scaled(direction, lr, state.step), RmspropState(state.step + 1, square)
+        g = jax.tree.map(wide, grads)
+        square = jax.tree.map(lambda s, g: decay * s + (1 - decay) * g * g, state.square, g)
+        direction = jax.tree.map(lambda g, s: g * jax.lax.rsqrt(s + eps), g, square)
+        return _scaled(direction, lr, state.step, grads), RmspropState(state.step + 1, square)
 
     return Optimizer(init, update)
 
@@ -196,9 +213,9 @@ def adamw(
 
     def update(grads, state, params=None):
         t = _float(state.step + 1)
-        grads = jax.tree.map(wide, grads)
-        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, grads)
-        square = jax.tree.map(lambda s, g: b2 * s + (1 - b2) * g * g, state.square, grads)
+        g = jax.tree.map(wide, grads)
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, g)
+        square = jax.tree.map(lambda s, g: b2 * s + (1 - b2) * g * g, state.square, g)
 
         def direction(m, s):
             return (m / _like(1 - b1**t, m)) / (jnp.sqrt(s / _like(1 - b2**t, s)) + eps)
@@ -208,7 +225,7 @@ def adamw(
             if params is None:
                 raise ValueError("adamw: update needs params, since weights decay: update(grads, state, params)")
             updates = jax.tree.map(lambda u, p: u + _like(weight_decay, u) * p.astype(u.dtype), updates, params)
-        return _scaled(updates, lr, state.step), AdamState(state.step + 1, mean, square)
+        return _scaled(updates, lr, state.step, grads), AdamState(state.step + 1, mean, square)
 
     return Optimizer(init, update)
 
@@ -218,36 +235,50 @@ class AveragedState(NamedTuple):
 
     inner: Any  # of the optimizer within
     average: Any  # like params, float32 at least: for evaluation
+    weight: Array  # (), float32: 1 - decay^t, the sum of the weights after t updates
 
 
 def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
-    """An optimizer that also keeps an average of the parameters, `average <- decay average + (1 - decay) params`.
+    """An optimizer that also keeps an average of the parameters, those of `k` updates ago weighted by `decay^k`.
 
-    It starts from the first parameters and changes nothing in the training; evaluate `state.opt_state.average`. Polyak
-    and Juditsky, 1992, with a decay in place of `1 / step`.
+        weight <- decay weight + 1 - decay,   average <- average + (1 - decay) / weight (params - average)
+
+    It is a mean from the first update on: the parameters before that have no part in it, and the weights sum to one
+    (Adam corrects its means in the same way). It changes nothing in the training; evaluate `state.opt_state.average`.
+    Polyak and Juditsky, 1992, with a decay in place of `1 / step`.
 
     Args:
       optimizer: an `Optimizer`, or any optax transformation.
-      decay: between 0 and 1; about `1 / (1 - decay)` steps are averaged.
+      decay: at least 0, below 1; about `1 / (1 - decay)` steps are averaged.
 
     Returns:
       The optimizer, whose state is an `AveragedState`; its `update` needs `params`.
 
-    >>> optimizer, params = averaged(sgd(1.0), 0.9), jnp.array([1.0])
-    >>> updates, state = optimizer.update(jnp.array([-10.0]), optimizer.init(params), params)
-    >>> updates, state.average
-    (Array([10.], dtype=float32), Array([2.], dtype=float32))
+    Raises:
+      ValueError: a decay out of range.
+
+    >>> optimizer, params = averaged(sgd(1.0), 0.5), jnp.array([1.0])
+    >>> state = optimizer.init(params)
+    >>> for _ in range(2):
+    ...     updates, state = optimizer.update(jnp.array([-3.0]), state, params)
+    ...     params = apply_updates(params, updates)
+    >>> params, state.average  # (4 / 2 + 7) / (1 / 2 + 1)
+    (Array([7.], dtype=float32), Array([6.], dtype=float32))
     """
+    if isinstance(decay, (int, float)) and not 0 <= decay < 1:
+        raise ValueError(f"averaged: decay is {decay}, expected at least 0 and below 1")
 
     def init(params):
         average = jax.tree.map(lambda p: jnp.copy(wide(p)), params)  # buffers of its own: the state may be donated
-        return AveragedState(optimizer.init(params), average)
+        return AveragedState(optimizer.init(params), average, jnp.zeros((), jnp.float32))
 
-    def update(grads, state, params):
-        updates, inner = optimizer.update(grads, state.inner, params)
+    def update(grads, state, params, **extra):
+        updates, inner = update_with(optimizer, grads, state.inner, params, **extra)
         new = apply_updates(params, updates)
-        average = jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * wide(p), state.average, new)
-        return updates, AveragedState(inner, average)
+        weight = _like(decay, state.weight) * state.weight + _like(1 - decay, state.weight)
+        part = _like(1 - decay, weight) / weight
+        average = jax.tree.map(lambda mean, p: mean + _like(part, mean) * (wide(p) - mean), state.average, new)
+        return updates, AveragedState(inner, average, weight)
 
     return Optimizer(init, update)
 
@@ -268,9 +299,17 @@ def _zeros_like(params):
 def wide(leaf: Array) -> Array:
     """A leaf in the dtype that running means are kept in: float32 at least.
 
+    Raises:
+      ValueError: it is not a floating array.
+
     >>> wide(jnp.ones(2, jnp.bfloat16))
     Array([1., 1.], dtype=float32)
     """
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+            f"a parameter or gradient has dtype {leaf.dtype}, expected a real floating one; optax has optimizers for "
+            "complex numbers, and its partition leaves integers out"
+        )
     return leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
 
 
@@ -279,7 +318,7 @@ def _like(scalar, leaf):
     return jnp.asarray(scalar).astype(leaf.dtype)
 
 
-def _scaled(direction, lr, step):
-    """`-lr * direction`, leaf by leaf."""
+def _scaled(direction, lr, step, grads):
+    """`-lr * direction`, leaf by leaf, in the dtypes of the gradients."""
     lr = lr(step) if callable(lr) else lr
-    return jax.tree.map(lambda d: -_like(lr, d) * d, direction)
+    return jax.tree.map(lambda d, g: (-_like(lr, d) * d).astype(g.dtype), direction, grads)

@@ -11,7 +11,6 @@ A sample's gradient is that of its own loss, with no `1 / N` and no weight; `sam
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from funcnet import mlp
+from funcnet.calls import array_function
 from funcnet.mlp import backward_sweep, forward_sweep, gradients
 from funcnet.network import Masks, Network, Params, like, prepared, targets_and_shares
 from funcnet.products import outer, times_transposed
@@ -45,7 +45,7 @@ class NoiseScale(NamedTuple):
     squared_norm: Array  # (), of the expected gradient; an estimate, so it may be negative
 
 
-@jax.jit
+@array_function
 def per_sample_backward(
     params: Params,
     x: ArrayLike,
@@ -75,7 +75,7 @@ def per_sample_backward(
     )
 
 
-@partial(jax.jit, static_argnames="per_leaf")
+@array_function(static_argnames="per_leaf")
 def per_sample_norms(
     params: Params,
     x: ArrayLike,
@@ -107,7 +107,7 @@ def per_sample_norms(
     return _norms(layers, deltas)
 
 
-@jax.jit
+@array_function
 def clipped_backward(
     params: Params,
     x: ArrayLike,
@@ -138,7 +138,7 @@ def clipped_backward(
     return like(params, _weighted_sum(layers, deltas, weight))
 
 
-@jax.jit
+@array_function
 def private_sum(
     key: Array,
     params: Params,
@@ -204,7 +204,7 @@ def private_sum(
     return like(params, jax.tree.unflatten(tree, noisy))
 
 
-@jax.jit
+@array_function
 def input_backward(
     params: Params,
     x: ArrayLike,
@@ -235,7 +235,7 @@ def input_backward(
     return mlp.masked(dx, layers[0].mask).astype(jnp.asarray(x).dtype)
 
 
-@jax.jit
+@array_function
 def gradient_moments(
     params: Params,
     x: ArrayLike,
@@ -269,7 +269,7 @@ def gradient_moments(
     return Moments(like(params, mean), like(params, variance))
 
 
-@jax.jit
+@array_function
 def gradient_noise_scale(
     params: Params,
     x: ArrayLike,
@@ -314,7 +314,7 @@ def sweeps(params, x, y, network, masks, sample_weight) -> tuple[list[mlp.Layer]
     """Both sweeps: the layers, `[delta_1, ..., delta_L]` of each sample's own loss, and its share in the mean."""
     layers = forward_sweep(*prepared(params, x, network, masks))
     out = layers[-1].a
-    y, share = targets_and_shares(y, out, sample_weight)
+    y, share = targets_and_shares(y, out, network, sample_weight)
     return layers, backward_sweep(layers, network.loss.delta(out, y) * layers[-1].slope), share
 
 

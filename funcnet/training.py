@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
-from funcnet.evaluation import Metrics, Transform, check_batch_size, count_samples, is_correct, scale_pixels
+from funcnet.calls import as_array
+from funcnet.evaluation import Metrics, Transform, accuracies, check_batch_size, checked_data, scale_pixels
 from funcnet.evaluation import evaluate as evaluate  # as: this is where users look for it
 from funcnet.mlp import forward, value_and_backward
-from funcnet.network import Network, Params
-from funcnet.optimizers import Optimizer, apply_updates
+from funcnet.network import Network, Params, check_key, check_sample_weight, targets_and_shares
+from funcnet.optimizers import Optimizer, apply_updates, update_with
 
 __all__ = [
     "Batches", "TrainState", "accumulated", "evaluate", "first_nonfinite_step", "for_each", "init_state",
@@ -43,10 +46,10 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Params, optimizer: Optimizer) -> TrainState:
-    """The state before the first step.
+    """The state before the first step, in buffers of its own: a donated state takes no array of the caller with it.
 
     Args:
-      params: the network.
+      params: the network; copied.
       optimizer: an `Optimizer`, or any optax transformation.
 
     Returns:
@@ -57,7 +60,9 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
     >>> int(state.step)
     0
     """
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    # Each leaf apart: an optimizer's state may hold the parameters, and two layers the same array.
+    return jax.tree.map(lambda a: jnp.array(a) if isinstance(a, (Array, np.ndarray)) else a, state)
 
 
 def shuffle(key: Array, n: int) -> Array:
@@ -142,14 +147,23 @@ def make_step(
         value, grads = value_and_gradient(params, x, y, network, masks=drawn, sample_weight=sample_weight)
 
         # The same forward pass as in the gradient: in one program, XLA computes it once.
-        correct = is_correct(forward(params, x, network, masks=drawn), y).astype(value.dtype)
-        return grads, Metrics(value, jnp.average(correct, weights=sample_weight))
+        out = forward(params, x, network, masks=drawn)
+        y, share = targets_and_shares(y, out, network, sample_weight)
+        return grads, Metrics(value, *accuracies(out, y, network, share))
 
     passes = one_pass if accumulate == 1 else accumulated(one_pass, accumulate)
 
     def step(state, key, x, y, sample_weight=None):
         grads, metrics = passes(state.params, key, x, y, sample_weight)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = update_with(
+            optimizer,
+            grads,
+            state.opt_state,
+            state.params,
+            value=metrics.loss,
+            grad=grads,
+            value_fn=lambda params: passes(params, key, x, y, sample_weight)[1].loss,
+        )
         return TrainState(apply_updates(state.params, updates), opt_state, state.step + 1), metrics
 
     return step
@@ -209,8 +223,8 @@ def make_epoch(
     masks: MakeMasks | None = None,
     value_and_gradient: Callable[..., tuple[Array, Params]] = value_and_backward,
     accumulate: int = 1,
-) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
-    """A whole epoch as one pure function, `epoch(state, key, x, y) -> (state, metrics)`.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """A whole epoch as one pure function, `epoch(state, key, x, y, sample_weight=None) -> (state, metrics)`.
 
     Args:
       optimizer: an `Optimizer`, or any optax transformation.
@@ -225,8 +239,9 @@ def make_epoch(
 
     Returns:
       The epoch: `state` a `TrainState`, `key` a JAX random key, `x` `(N, ...)`, `y` `(N,)` or `(N, K)`, both of them
-      arguments, since an array closed over becomes a constant of the program. The metrics are means over the epoch,
-      each batch's before its update. Jit it once, `jax.jit(epoch, donate_argnums=0)`.
+      arguments, since an array closed over becomes a constant of the program. `sample_weight` `(N,)` weighs the samples
+      of a batch against each other, as in `objective`; a batch of weight 0 changes nothing. The metrics are means over
+      the epoch, each batch's before its update. Jit it once, `jax.jit(epoch, donate_argnums=0)`.
 
     Raises:
       ValueError: a batch size below 1; from the epoch, `x` and `y` of different lengths, no samples, or what
@@ -251,16 +266,34 @@ def make_epoch(
         accumulate=accumulate,
     )
 
-    def epoch(state, key, x, y):
-        n = count_samples(state.params, x, y, network)
-        x, y = jnp.asarray(x), jnp.asarray(y)
+    def epoch(state, key, x, y, sample_weight: ArrayLike | None = None):
+        check_key(key)
+        x, y = checked_data(state.params, x, y, network)
+        x, y, n = jnp.asarray(x), jnp.asarray(y), len(x)
+        plan = plan_batches(key, n, batch_size)
+        if sample_weight is not None:
+            sample_weight = jnp.asarray(as_array("sample_weight", sample_weight)).astype(jnp.float32)
+            check_sample_weight(sample_weight, (n,))
+            there = 1 if plan.weights is None else plan.weights
+            plan = plan._replace(weights=_take(sample_weight, plan.indices) * there)
 
         def of_batch(state, batch):
             return step(state, batch.keys, _take(x, batch.indices), _take(y, batch.indices), batch.weights)
 
-        return _scan(of_batch, n, state, plan_batches(key, n, batch_size))
+        return _scan(of_batch if sample_weight is None else _if_weighed(of_batch), n, state, plan)
 
     return epoch
+
+
+def _if_weighed(of_batch):
+    """`of_batch`, but a batch whose weights sum to 0 leaves the state as it is."""
+
+    def of_weighed_batch(state, batch):
+        weighed = batch.weights.sum() != 0
+        new, metrics = of_batch(state, batch._replace(weights=jnp.where(weighed, batch.weights, 1)))
+        return jax.tree.map(lambda new, old: jnp.where(weighed, new, old), new, state), metrics
+
+    return of_weighed_batch
 
 
 def make_prebatched_epoch(
@@ -324,13 +357,14 @@ def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _scan(step, n, state, plan, *data) -> tuple[TrainState, Metrics]:
-    """A step for each row of the plan and of the data; the metrics are means over all `n` samples."""
+    """A step for each row of the plan and of the data; the metrics are means over all `n` samples, by weight."""
+    total = n if plan.weights is None else plan.weights.sum()
 
     def counted(state, row):
         batch, *rest = row
         state, metrics = step(state, batch, *rest)
-        samples = len(batch.indices) if batch.weights is None else batch.weights.sum()
-        return state, jax.tree.map(lambda mean: mean * samples / n, metrics)
+        share = (len(batch.indices) if batch.weights is None else batch.weights.sum()) / total
+        return state, jax.tree.map(lambda mean: mean * share, metrics)
 
     state, parts = jax.lax.scan(counted, state, (plan, *data))
     return state, jax.tree.map(jnp.sum, parts)

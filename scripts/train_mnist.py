@@ -237,7 +237,8 @@ def report(result: Result) -> str:
 
 def as_floats(metrics: evaluation.Metrics, prefix: str = "") -> dict[str, float]:
     """Metrics off the device, under names; of an ensemble, their means."""
-    return {f"{prefix}{name}": float(value.mean()) for name, value in metrics._asdict().items()}
+    there = {name: value for name, value in metrics._asdict().items() if value is not None}
+    return {f"{prefix}{name}": float(value.mean()) for name, value in there.items()}
 
 
 def introduce(config: Config, data: Data, program: Program) -> None:

@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "softplus": lambda z: np.log(1 + np.exp(z)),
     "elu": lambda z: np.where(z.real > 0, z, np.exp(z) - 1),
     "silu": lambda z: z / (1 + np.exp(-z)),
+    "gelu_tanh": lambda z: z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2,
     "gelu": lambda z: z * (1 + erf(z / np.sqrt(2))) / 2,
 }
 

@@ -45,7 +45,15 @@ def test_half_precision_stays_half(act, dtype):
 
 @pytest.mark.parametrize(
     ("name", "slope"),
-    [("relu", 0.0), ("leaky_relu(0.01)", 0.01), ("leaky_relu(0.3)", 0.3), ("elu", 1.0), ("silu", 0.5), ("gelu", 0.5)],
+    [
+        ("relu", 0.0),
+        ("leaky_relu(0.01)", 0.01),
+        ("leaky_relu(0.3)", 0.3),
+        ("elu", 1.0),
+        ("silu", 0.5),
+        ("gelu", 0.5),
+        ("gelu_tanh", 0.5),
+    ],
 )
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_at_zero_the_derivative_is_the_left_one(name, slope, zero):
@@ -69,15 +77,16 @@ def test_nan_stays_nan(act):
         ("tanh", (-1, 0), (1, 0)),
         ("softplus", (0, 0), (INF, 1)),
         ("elu", (-1, 0), (INF, 1)),
-        ("silu", (0, 0), (np.finfo(np.float32).max, 1)),
-        ("gelu", (0, 0), (np.finfo(np.float32).max, 1)),
+        ("silu", (0, 0), (INF, 1)),
+        ("gelu", (0, 0), (INF, 1)),
+        ("gelu_tanh", (0, 0), (INF, 1)),
     ],
 )
 def test_at_infinity_everything_is_its_limit(name, at_minus_inf, at_inf):
     act = activations.from_name(name)
     for z, (a, slope) in ((-INF, at_minus_inf), (INF, at_inf)):
         assert act.fn(jnp.float32(z)) == np.float32(a)
-        assert deriv(act, np.float32(z)) == np.float32(slope)
+        assert deriv(act, np.float32(z)) == jax.grad(act.fn)(np.float32(z)) == np.float32(slope)
 
 
 def test_saturated_slopes_keep_their_tails():
@@ -93,6 +102,15 @@ def test_gelu_keeps_its_far_tail():
     truth = z * np.exp(log_ndtr(z))
     a = activations.gelu.fn(jnp.asarray(z, jnp.float32))
     np.testing.assert_allclose(a, truth, rtol=2e-5)  # the argument's own rounding: z^2 eps
+
+
+def test_gelu_by_tanh_is_that_of_jax_and_keeps_its_tail():
+    z = np.linspace(-7, 7, 201).astype(np.float32)
+    np.testing.assert_allclose(activations.gelu_tanh.fn(z), jax.nn.gelu(z), atol=1e-6)
+    wide = z.astype(np.longdouble)
+    e = np.exp(2 * np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))
+    np.testing.assert_allclose(activations.gelu_tanh.fn(z), wide * e / (1 + e), rtol=2e-5)  # 1 + tanh loses it
+    assert deriv(activations.gelu_tanh, np.float32(1e30)) == 1
 
 
 def test_relu_of_subnormals_is_zero_or_the_number_itself():

@@ -1,12 +1,14 @@
 """Outputs, loss and accuracy over many samples, against NumPy in float64; several networks as one."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import sklearn.metrics
 
 import funcnet
-from funcnet import Network, activations, evaluation, training
+from funcnet import Network, activations, evaluation, sgd, training
 
 SIZES = (6, 9, 4)
 
@@ -51,17 +53,95 @@ def test_evaluation_is_the_mean_whatever_the_batch_size(data, params, size, loss
     ):
         assert metrics.loss == pytest.approx(oracle.objective(params, x / 255.0, y, "tanh", loss.name), rel=1e-5)
         assert metrics.accuracy == pytest.approx((out.argmax(1) == y).mean())
+        assert metrics.exact_match is metrics.r2 is None
 
 
 def test_training_has_it_too():
     assert training.evaluate is evaluation.evaluate
 
 
-def test_who_is_right():
-    out = jnp.array([[1.0], [-1.0], [2.0]])
-    assert evaluation.is_correct(out, jnp.array([1, 1, 0])).tolist() == [True, False, False]
-    assert evaluation.is_correct(out, jnp.array([[1.0], [0.0], [0.9]])).tolist() == [True, True, True]
-    assert evaluation.is_correct(jnp.array([[0.0, 1.0]]), jnp.array([[0.2, 0.7]])).tolist() == [True]
+# What a figure means: the outputs and targets of a network, and which scikit-learn function says the same.
+CLASSES, LABELS = Network(), Network(loss=funcnet.sigmoid_cross_entropy)
+VALUES = Network(loss=funcnet.squared_error)
+PROBABILITIES = Network(output=activations.sigmoid, loss=funcnet.squared_error)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("network", "K", "kind", "expected"),
+    [
+        (CLASSES, 3, "ids", ["accuracy"]),
+        (CLASSES, 3, "one of K", ["accuracy"]),
+        (VALUES, 3, "ids", ["accuracy"]),
+        (LABELS, 3, "ids", ["accuracy"]),
+        (LABELS, 1, "ids", ["accuracy"]),
+        (LABELS, 1, "labels", ["accuracy"]),
+        (LABELS, 3, "labels", ["accuracy", "exact_match"]),
+        (PROBABILITIES, 1, "labels", ["accuracy", "r2"]),
+        (PROBABILITIES, 3, "labels", ["accuracy", "exact_match", "r2"]),
+        (VALUES, 1, "values", ["r2"]),
+        (VALUES, 3, "values", ["r2"]),
+    ],
+    ids=str,
+)
+def test_figures_are_those_of_scikit_learn(network, K, kind, expected, weighted):
+    rng = np.random.default_rng(0)
+    out = rng.normal(size=(40, K)).astype(np.float32)
+    if network is PROBABILITIES:
+        out = 1 / (1 + np.exp(-out))
+    y = {
+        "ids": rng.integers(0, max(K, 2), 40),
+        "one of K": np.eye(K, dtype=np.float32)[rng.integers(0, K, 40)],
+        "labels": rng.integers(0, 2, (40, K)).astype(np.float32),
+        "values": rng.normal(size=(40, K)).astype(np.float32),
+    }[kind]
+    w = rng.uniform(size=40).astype(np.float32) if weighted else None
+
+    boundary = 0.5 if network is PROBABILITIES else 0
+    if kind == "labels" or (kind == "ids" and K == 1):
+        said, true = out > boundary, y.reshape(40, K) > 0
+    else:
+        said, true = out.argmax(1), y if kind == "ids" else y.argmax(1)
+    theirs = {
+        "accuracy": lambda: np.average((said == true).reshape(40, -1).mean(1), weights=w),
+        "exact_match": lambda: sklearn.metrics.accuracy_score(true, said, sample_weight=w),
+        "r2": lambda: sklearn.metrics.r2_score(y, out, sample_weight=w),
+    }
+    metrics = evaluation.score(out, y, network, sample_weight=w)._asdict()
+    assert [name for name, value in metrics.items() if value is not None] == ["loss", *expected]
+    for name in expected:
+        assert metrics[name] == pytest.approx(theirs[name](), rel=1e-5), name
+
+
+def test_xor_is_solved_and_says_so():
+    """Two sigmoid layers and the squared error, as it was first taught."""
+    params = [
+        (np.array([[20, -20], [20, -20]], np.float32), np.array([-10, 30], np.float32)),
+        (np.array([[20], [20]], np.float32), np.array([-30], np.float32)),
+    ]
+    network = Network(activations.sigmoid, activations.sigmoid, funcnet.squared_error)
+    x, y = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32), np.array([[0], [1], [1], [0]], np.float32)
+    metrics = evaluation.evaluate(params, x, y, network)
+    assert metrics.accuracy == 1
+    assert metrics.r2 == pytest.approx(1, abs=1e-6)
+    assert training.make_step(sgd(0.0), network)(
+        training.init_state(params, sgd(0.0)), jax.random.key(0), x, y
+    )[1].accuracy == 1  # fmt: skip
+
+
+def test_r2_of_targets_that_are_all_equal_is_scikit_learn_s():
+    y = np.ones((3, 1), np.float32)
+    for out in (y, y + np.arange(3, dtype=np.float32)[:, None]):
+        assert evaluation.score(out, y, VALUES).r2 == sklearn.metrics.r2_score(y, out)
+
+
+def test_weights_and_lists_as_in_the_objective(data, params):
+    x, y = data
+    w = np.linspace(0, 1, 23)
+    metrics = evaluation.evaluate(params, x, y.tolist(), sample_weight=w.tolist(), batch_size=np.int64(5))
+    assert metrics.loss == funcnet.objective(params, x.astype(np.float32) / 255, y, sample_weight=w)
+    out = oracle.forward(params, x / 255.0, "relu")
+    assert metrics.accuracy == pytest.approx(np.average(out.argmax(1) == y, weights=w))
 
 
 @pytest.mark.parametrize(
@@ -82,13 +162,11 @@ def test_evaluation_checks_targets_as_the_objective_does(data, params, y, messag
         evaluation.score(np.zeros((23, 4), np.float32), y)
 
 
-def test_one_logit_has_two_classes_and_one_softmax_class_one():
+def test_one_logit_has_two_classes():
     params, x = oracle.network(0, (6, 1), np.float32), np.ones((2, 6), np.float32)
-    assert np.isfinite(
-        evaluation.evaluate(params, x, np.array([0, 1]), Network(loss=funcnet.sigmoid_cross_entropy)).loss
-    )
-    with pytest.raises(ValueError, match=r"y\[1\] is 1, expected a class id from 0 to 0"):
-        evaluation.evaluate(params, x, np.array([0, 1]))
+    assert np.isfinite(evaluation.evaluate(params, x, np.array([0, 1]), LABELS).loss)
+    with pytest.raises(ValueError, match=r"y\[1\] is 2, expected a class id from 0 to 1"):
+        evaluation.evaluate(params, x, np.array([0, 2]), LABELS)
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (3, 7, 4), (2, 5, 3, 4)])

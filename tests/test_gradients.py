@@ -130,10 +130,11 @@ def test_equals_jax_grad_everywhere(act, depth, dtype):
         assert error <= bound or error <= own_rounding(network, calls[i][1]) / 2, network
 
 
-def test_any_loss_works_with_any_output_activation(dtype):
+def test_a_loss_works_with_any_output_activation_that_means_something(dtype):
     outputs = activations.sigmoid, activations.tanh, activations.softplus
     kinds = [oracle.make_case(0, (6, 9, 4), (7,), dtype, weighted=True, masked=True, soft=soft) for soft in (0, 1)]
-    networks = [Network(activations.tanh, output, loss) for output, loss in itertools.product(outputs, losses.SHIPPED)]
+    networks = [Network(activations.tanh, output, losses.squared_error) for output in outputs]
+    networks += [Network(activations.tanh, activations.tanh, loss) for loss in losses.SHIPPED[:2]]
     check([(network, kinds[(i + (dtype == "float64")) % 2]) for i, network in enumerate(networks)])
 
 

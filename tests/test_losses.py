@@ -116,6 +116,58 @@ def test_binary_cross_entropy_at_the_edges(z, y, value, slope):
     np.testing.assert_allclose(jax_delta(sigmoid_cross_entropy, out, y), [[slope]], rtol=3e-7)
 
 
+@pytest.mark.parametrize("kind", ["ids", "one-hot"])
+def test_the_tail_of_softmax(kind, dtype):
+    """What is left of a sure and correct prediction: 1 - p is far below eps there. NumPy's truth is in 80 bits."""
+    out = np.array([[20.0, 0, 0], [0, 30, 29.5], [5, 5, -70]], dtype)
+    y = np.array([0, 1, 0], np.int32)
+    exact = np.exp(out.astype(np.longdouble))
+    others = np.array([exact[1 - np.eye(3)[k].astype(int) == 1].sum() for exact, k in zip(exact, y, strict=True)])
+    true = np.exp(out[np.arange(3), y].astype(np.longdouble))
+    delta = exact / exact.sum(-1, keepdims=True)
+    delta[np.arange(3), y] = -others / (others + true)
+    targets = y if kind == "ids" else np.eye(3, dtype=dtype)[y]
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(softmax_cross_entropy.fn(out, targets), np.log1p(others / true), rtol=8 * eps)
+    np.testing.assert_allclose(softmax_cross_entropy.delta(out, targets), delta, rtol=8 * eps)
+    np.testing.assert_allclose(jax_delta(softmax_cross_entropy, out, targets), delta, rtol=8 * eps)
+    np.testing.assert_allclose(softmax_cross_entropy.predict(out), exact / exact.sum(-1, keepdims=True), rtol=8 * eps)
+
+
+def test_infinite_logits_have_their_limits():
+    inf = np.inf
+    out = jnp.array([[inf, 0, 1], [0, -inf, 0], [inf, 0, 1]])
+    hard, soft = jnp.array([0, 0, 1]), jnp.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    for y in hard, soft:
+        np.testing.assert_allclose(softmax_cross_entropy.fn(out, y), [0, np.log(2), inf], rtol=1e-6)
+        for delta in softmax_cross_entropy.delta(out, y), jax_delta(softmax_cross_entropy, out, y):
+            np.testing.assert_allclose(delta, [[0, 0, 0], [-0.5, 0, 0.5], [1, -1, 0]])
+    np.testing.assert_allclose(softmax_cross_entropy.predict(out), [[1, 0, 0], [0.5, 0, 0.5], [1, 0, 0]])
+    out, y = jnp.array([[inf], [-inf], [inf], [-inf]]), jnp.array([[1.0], [0.0], [0.0], [1.0]])
+    np.testing.assert_allclose(sigmoid_cross_entropy.fn(out, y), [0, 0, inf, inf])
+    for delta in sigmoid_cross_entropy.delta(out, y), jax_delta(sigmoid_cross_entropy, out, y):
+        np.testing.assert_allclose(delta, [[0], [0], [1], [-1]])
+
+
+@EACH
+def test_the_gradient_with_respect_to_targets(loss):
+    """NumPy's: also where a target is 0, and of `delta` too."""
+    rng = np.random.default_rng(0)
+    out = rng.normal(size=(4, 3)).astype(np.float32)
+    y = np.array([[0, 1, 0], [0.5, 0, 0.5], [0, 0, 0], [0.2, 0.3, 0.9]], np.float32)
+    by_jax = jax.grad(lambda y: loss.fn(out, y).sum())(y)
+    exact = out.astype(np.float64)
+    truth = {
+        "softmax_cross_entropy": np.log(np.exp(exact).sum(-1, keepdims=True)) - exact,
+        "sigmoid_cross_entropy": -exact,
+        "squared_error": 2 * (y - exact),
+    }[loss.name]
+    np.testing.assert_allclose(by_jax, truth, rtol=1e-5)
+    by_hand = jax.jvp(lambda y: loss.delta(out, y), (y,), (jnp.cos(y),))[1]
+    mixed = jax.jvp(lambda y: jax_delta(loss, out, y), (y,), (jnp.cos(y),))[1]
+    np.testing.assert_allclose(by_hand, mixed, atol=1e-6)
+
+
 def test_soft_targets_need_not_sum_to_one():
     out, y = jnp.zeros((1, 2)), jnp.array([[3.0, 1.0]])
     np.testing.assert_allclose(softmax_cross_entropy.delta(out, y), [[-1.0, 1.0]])  # 4 * 1/2 - y

@@ -192,8 +192,9 @@ def networks_of_all_that_ships():
     for i, f in enumerate(EACH_ACTIVATION):
         hidden = activations.from_name(f.name)
         loss = losses.from_name(losses.SHIPPED[i % 3].name)
+        output = hidden if loss == losses.squared_error else activations.identity
         yield Network(
-            [hidden] if i % 2 else hidden, hidden, loss, [None, "bfloat16", jnp.bfloat16, np.dtype("float16")][i % 4]
+            [hidden] if i % 2 else hidden, output, loss, [None, "bfloat16", jnp.bfloat16, np.dtype("float16")][i % 4]
         )
 
 
@@ -297,6 +298,14 @@ def bad_calls():
         ("W's rank", {"params": [(W[0], b), (V, c)]}, "layer 1: W has shape (9,) and b (9,), expected (n_in, n_out)"),
         ("chain", {"params": [(W, b), (W, b)]}, "layer 2: W has 6 rows, but layer 1 has 9 outputs"),
         (
+            "transposed W",
+            {"params": [(W.T, b), (V.T, c)]},
+            "layer 1: W has shape (9, 6) and b (9,), expected (n_in, n_out) and (n_out,): (n_out, n_in) as in PyTorch? "
+            "then W.T",
+        ),
+        ("no bias", {"params": [(W, None), (V, c)]}, "layer 1: b is None of type NoneType, expected an array; a layer"),
+        ("names", {"params": [("W", "b")]}, "params[0][0] is a str, expected an array of JAX or NumPy"),
+        (
             "integer W",
             {"params": [(W.astype(int), b), (V, c)]},
             "layer 1: W has dtype int32, expected one floating dtype throughout",
@@ -338,6 +347,12 @@ def bad_calls():
             "network is tanh of type Activation, expected a Network: Network(hidden=tanh)",
         ),
         ("a loss", {"network": losses.squared_error}, "network is squared_error of type Loss, expected a Network"),
+        (
+            "activations",
+            {"network": [activations.tanh]},
+            "network is a list of 1, expected a Network: Network(hidden=[tanh])",
+        ),
+        ("a name", {"network": "relu"}, "network is 'relu' of type str, expected a Network"),
         ("no network", {"network": None}, "network is None of type NoneType, expected a Network"),
     ], {"params": good, "x": x, "y": y}
 
@@ -352,6 +367,58 @@ def test_what_does_not_fit_is_named(changes, message):
         call.pop("y")
         with pytest.raises(ValueError, match=re.escape(message)):
             funcnet.forward(**call)
+
+
+SQUASHED = [
+    (Network(), 1, "softmax_cross_entropy over one output is 0 whatever the output is: for two classes take"),
+    (Network(output=activations.sigmoid), 4, "softmax_cross_entropy takes logits, and output=sigmoid squashes them"),
+    *(
+        (Network(output=f, loss=losses.sigmoid_cross_entropy), K, f"sigmoid_cross_entropy takes logits, and output={f}")
+        for f in (activations.sigmoid, activations.relu, activations.softplus)
+        for K in (1, 4)
+    ),
+]
+
+
+@pytest.mark.parametrize(("network", "K", "message"), SQUASHED, ids=str)
+def test_a_loss_on_outputs_that_it_is_not_for_is_refused_while_tracing(network, K, message):
+    """By everything that takes the loss, under jit, with class ids and with targets; not by a forward pass."""
+    params, x = oracle.network(0, (6, K), np.float32), np.ones((7, 6), np.float32)
+    for y in np.zeros(7, np.int32), np.ones((7, K), np.float32):
+        calls = {name: call for name, call in TAKES_A_NETWORK.items() if name not in ("evaluate one output", "score")}
+        for name in calls.keys() - {"forward", "forward_trace", "forward_in_batches"}:
+            with pytest.raises(ValueError, match=re.escape(message)):
+                calls[name](params, x, y, network)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            jax.jit(funcnet.backward).lower(params, x, y, network)
+    assert funcnet.forward(params, x, network).shape == (7, K)
+
+
+def test_binary_cross_entropy_of_one_logit_is_that_of_numpy():
+    """What is to be taken in place of softmax over one output."""
+    rng = np.random.default_rng(0)
+    params, x = oracle.network(0, (4, 16, 1), np.float32), rng.normal(size=(256, 4)).astype(np.float32)
+    y = (x[:, :1] > 0).astype(np.float32)
+    p = 1 / (1 + np.exp(-oracle.forward(params, x.astype(float), "relu")))
+    want = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
+    for targets in y, y[:, 0].astype(np.int32):
+        value = funcnet.objective(params, x, targets, Network(loss=losses.sigmoid_cross_entropy))
+        assert value == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("y", [np.array([True, False]), np.array(["cat", "dog"]), np.array([0, None]), ["0", "1"]])
+def test_labels_are_numbers(y):
+    with pytest.raises(ValueError, match=r"y has dtype .*, expected an integer dtype \(class ids\) .* np.unique"):
+        funcnet.check_labels(y, 2)
+
+
+def test_weights_whose_sum_would_overflow():
+    params, x, y = oracle.network(0, (6, 4), np.float32), np.ones((7, 6), np.float32), np.arange(7) % 4
+    w = np.linspace(1, 2, 7).astype(np.float32)
+    want = funcnet.backward(params, x, y, sample_weight=w)
+    for scale in (1e38, 1e-37, -1):
+        got = funcnet.backward(params, x, y, sample_weight=w * np.float32(scale))
+        assert max(oracle.errors_in_eps(got, want)) <= 16
 
 
 TAKES_A_NETWORK = {
@@ -391,6 +458,34 @@ def test_an_activation_in_the_place_of_a_network_is_named(data, name):
         ValueError, match=r"network is tanh of type Activation, expected a Network: Network\(hidden=tanh\)"
     ):
         TAKES_A_NETWORK[name](*data, activations.tanh)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key": 0}, "key is 0, expected a JAX random key: jax.random.key(0)"),
+        ({"key": np.int64(3)}, "key is 3, expected a JAX random key: jax.random.key(3)"),
+        ({"key": None}, "key is None of type NoneType, expected a JAX random key, e.g. jax.random.key(0)"),
+        (
+            {"key": jax.random.split(jax.random.key(0), 3)},
+            "key is an array of shape (3,), expected a JAX random key: vmap",
+        ),
+        ({"weights": "he"}, "weights is 'he', expected an initializer, e.g. funcnet.he_normal"),
+        ({"biases": 0.0}, "biases is 0.0, expected an initializer"),
+        ({"dtype": np.int32}, "dtype is <class 'numpy.int32'>, expected a floating dtype, e.g. 'bfloat16'"),
+        ({"dtype": complex}, "dtype is <class 'complex'>, expected a floating dtype"),
+        ({"dtype": "float64"}, "dtype is float64, which JAX would make float32: set jax_enable_x64 first"),
+    ],
+)
+def test_a_wrong_start_is_named(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        funcnet.init(**{"key": jax.random.key(0), "sizes": (4, 3)} | changes)
+
+
+def test_keys_of_every_kind_and_sizes_of_numpy_start_a_network():
+    for key in (jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
+        assert funcnet.init(key, np.array([4, 3]))[0][0].shape == (4, 3)
+    assert funcnet.init(jax.random.key(0), (np.int64(4), 3), dtype=float)[0][0].dtype == np.float32
 
 
 @pytest.mark.parametrize(

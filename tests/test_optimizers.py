@@ -141,23 +141,73 @@ def test_adamw_says_that_it_needs_params():
 
 
 @pytest.mark.usefixtures("strict_promotion")
-def test_the_average_is_the_recursion_s_and_the_run_the_same(problem):
+def test_the_average_is_a_mean_from_the_first_step_and_the_run_the_same(problem):
     params, *data = problem
     adam = optimizers.adam(0.1)
     optimizer = optimizers.averaged(adam, 0.7)
-    state, expected = optimizer.init(params), [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    state, seen = optimizer.init(params), []
     plain, plain_state = params, adam.init(params)
     for _ in range(5):
         grads = funcnet.backward(params, *data)
         updates, state = optimizer.update(grads, state, params)
         params = optimizers.apply_updates(params, updates)
-        expected = [0.7 * mean + 0.3 * np.asarray(p) for mean, p in zip(expected, jax.tree.leaves(params), strict=True)]
+        seen.append(jax.tree.leaves(params))
+        # 0.7^k of the parameters k updates ago, divided by the sum of that; the first ones are not among them.
+        weights = 0.7 ** np.arange(len(seen))[::-1]
+        for mean, *rows in zip(jax.tree.leaves(state.average), *seen, strict=True):
+            np.testing.assert_allclose(mean, np.average(rows, 0, weights), rtol=1e-5, atol=1e-6)
         updates, plain_state = adam.update(funcnet.backward(plain, *data), plain_state, plain)
         plain = optimizers.apply_updates(plain, updates)
-    for mean, want in zip(jax.tree.leaves(state.average), expected, strict=True):
-        np.testing.assert_allclose(mean, want, rtol=1e-5, atol=1e-6)
     for p, q in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True):
         np.testing.assert_array_equal(p, q)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.9999, 0.9999999])
+def test_the_average_after_one_step_is_where_that_led(decay):
+    optimizer, params = optimizers.averaged(optimizers.sgd(1.0), decay), jnp.array([1000.0])
+    _, state = jax.jit(optimizer.update)(jnp.array([999.0]), optimizer.init(params), params)
+    np.testing.assert_allclose(state.average, [1.0], rtol=1e-3)
+    with pytest.raises(ValueError, match="averaged: decay is 1, expected at least 0 and below 1"):
+        optimizers.averaged(optimizers.sgd(1.0), 1)
+
+
+def test_updates_are_rounded_once():
+    """Against optax, and NumPy in float64."""
+    rng = np.random.default_rng(0)
+    params = jnp.asarray(rng.normal(size=10_000), jnp.bfloat16)
+    updates = jnp.asarray(rng.normal(size=10_000) * 0.01, jnp.float32)
+    new = optimizers.apply_updates(params, updates)
+    np.testing.assert_array_equal(new, optax.apply_updates(params, updates))
+    exact = np.asarray(params, np.float64) + np.asarray(updates, np.float64)
+    np.testing.assert_array_equal(new, exact.astype(np.float32).astype(jnp.bfloat16))
+    assert optimizers.apply_updates(jnp.bfloat16(1), jnp.float32(0.00391)) == 1.0078125
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
+def test_half_precision_within_optax(name, dtype):
+    """Its wrappers want updates in the dtypes of the gradients, in a step that is skipped and in one that is not."""
+    ours = getattr(optimizers, name)(0.1)
+    params = funcnet.init(jax.random.key(0), (4, 3), dtype=dtype)
+    for optimizer in (
+        optax.apply_if_finite(ours, 3),
+        optax.conditionally_transform(ours, lambda step: step > 0),
+        optax.chain(ours, optax.ema(0.9)),
+        optax.MultiSteps(ours, 2),
+    ):
+        state, update = optimizer.init(params), jax.jit(optimizer.update)
+        for _ in range(2):
+            updates, state = update(params, state, params)
+            assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("dtype", [jnp.complex64, jnp.int32, jnp.bool_])
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
+def test_what_is_not_real_is_refused(name, dtype):
+    optimizer, params = getattr(optimizers, name)(0.1), jnp.ones(2, dtype)
+    state = optimizer.init(jnp.ones(2))
+    with pytest.raises(ValueError, match=f"has dtype {params.dtype}, expected a real floating one"):
+        optimizer.update(params, state, params)
 
 
 @pytest.mark.usefixtures("strict_promotion")

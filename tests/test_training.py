@@ -6,12 +6,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import optax.contrib
 import oracle
 import pytest
 
 import funcnet
 from funcnet import Network, activations, evaluation, training
-from funcnet.optimizers import adam, sgd
+from funcnet.optimizers import adam, averaged, sgd
 from funcnet.regularizers import dropout_masks
 
 
@@ -232,13 +234,129 @@ def test_the_network_reaches_all_that_a_step_calls(data):
     state, metrics = fresh_state(sgd(0.1)), []
     for settings in ({}, {"augment": augment, "value_and_gradient": gradient}):
         epoch = jax.jit(training.make_epoch(sgd(0.1), network, batch_size=20, **settings))
-        new, (loss, _) = epoch(state, jax.random.key(0), x, y)
-        metrics.append((loss, new.params))
+        new, of_epoch = epoch(state, jax.random.key(0), x, y)
+        metrics.append((of_epoch.loss, new.params))
     assert seen == [("augment", network, True), ("gradient", network, True, True)]
     assert metrics[0][0] == pytest.approx(
-        oracle.objective(state.params, x / 255.0, y, "tanh", "squared_error"), rel=1e-5
+        oracle.objective(jax.tree.map(np.asarray, state.params), x / 255.0, y, "tanh", "squared_error"), rel=1e-5
     )
     assert max(oracle.errors_in_eps(*metrics)) <= 16
+
+
+@pytest.mark.parametrize("size", [5, 23])
+def test_weighted_samples_are_the_textbook_s_loop(data, size):
+    """Each batch's weighted mean, against NumPy; batches of weight 0 change nothing."""
+    x, y = data
+    w = np.where(np.arange(23) % 3 == 0, 0, np.linspace(0.1, 2, 23)).astype(np.float32)
+    key = jax.random.key(3)
+    rows = np.asarray(training.plan_batches(key, 23, size).indices)
+    w[rows[0]] = 0 if size < 23 else w[rows[0]]
+    epoch = jax.jit(training.make_epoch(adam(1e-2), batch_size=size))
+    state, metrics = epoch(fresh_state(adam(1e-2)), key, x, y, w)
+
+    want, total, correct = fresh_state(adam(1e-2)), 0.0, 0.0
+    for i, row in enumerate(rows):
+        there = row[: 23 - i * size]
+        if not w[there].any():
+            continue
+        xb = (x[there] / 255).astype(np.float32)
+        total += w[there].sum() * float(funcnet.objective(want.params, xb, y[there], sample_weight=w[there]))
+        correct += w[there] @ (oracle.forward(jax.tree.map(np.asarray, want.params), xb, "relu").argmax(1) == y[there])
+        grads = funcnet.backward(want.params, xb, y[there], sample_weight=w[there])
+        updates, opt_state = adam(1e-2).update(grads, want.opt_state, want.params)
+        want = training.TrainState(funcnet.apply_updates(want.params, updates), opt_state, want.step + 1)
+    assert max(oracle.errors_in_eps(state.params, want.params)) <= 64
+    assert int(state.step) == int(want.step) == len(rows) - (size < 23)
+    assert metrics.loss == pytest.approx(total / w.sum(), rel=1e-5)
+    assert metrics.accuracy == pytest.approx(correct / w.sum(), rel=1e-5)
+    with pytest.raises(ValueError, match=r"sample_weight has shape \(7,\), expected \(23,\), one per sample"):
+        epoch(state, key, x, y, w[:7])
+
+
+OPTAX = {
+    "dog": optax.contrib.dog,
+    "reduce_on_plateau": lambda: optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau()),
+    "polyak_sgd": optax.polyak_sgd,
+    "lbfgs": optax.lbfgs,
+    "prodigy": optax.contrib.prodigy,
+    "ours in theirs": lambda: optax.apply_if_finite(adam(1e-2), 3),
+    "theirs in ours": lambda: averaged(optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau()), 0.9),
+}
+
+
+@pytest.mark.parametrize("name", OPTAX)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_any_optax_transformation_trains_twice_from_the_same_parameters(data, name, dtype):
+    """Those that want the loss, the gradient or the function, and those that keep the parameters; nothing is taken."""
+    x, y = data[0][:20], data[1][:20]
+    with jax.numpy_dtype_promotion("standard"):  # as optax needs it
+        params = jax.tree.map(jnp.asarray, oracle.network(0, (6, 9, 4), np.float32))
+        params = jax.tree.map(lambda p: p.astype(dtype), params)
+        params[1] = (params[1][0], params[0][1][:4] * 0)
+        optimizer, ends = OPTAX[name](), []
+        epoch = jax.jit(training.make_epoch(optimizer, batch_size=10), donate_argnums=0)
+        for _ in range(2):
+            state, key, losses = training.init_state(params, optimizer), jax.random.key(0), []
+            for _ in range(3):
+                state, metrics = epoch(state, key, x, y)
+                losses.append(float(metrics.loss))
+            ends.append(losses)
+    assert ends[0] == ends[1]
+    assert ends[0][-1] < ends[0][0]
+
+
+def test_line_search_is_that_of_optax(data):
+    """One batch of all: `lbfgs` gets the value, the gradient and the function that a loop by hand gives it."""
+    x, y = data
+    params = jax.tree.map(jnp.asarray, oracle.network(0, (6, 9, 4), np.float32))
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = optax.lbfgs()
+        epoch = jax.jit(training.make_epoch(optimizer, batch_size=23))
+        state, opt_state, want = training.init_state(params, optimizer), optimizer.init(params), params
+        x_ = x.astype(np.float32) / 255
+
+        @jax.jit
+        def step(params, opt_state):
+            def value_fn(params):
+                return funcnet.objective(params, x_, y)
+
+            value, grads = jax.value_and_grad(value_fn)(params)
+            updates, opt_state = optimizer.update(grads, opt_state, params, value=value, grad=grads, value_fn=value_fn)
+            return optax.apply_updates(params, updates), opt_state
+
+        for _ in range(3):
+            state, _ = epoch(state, jax.random.key(0), x, y)
+            want, opt_state = step(want, opt_state)
+    assert float(funcnet.objective(state.params, x_, y)) == pytest.approx(
+        float(funcnet.objective(want, x_, y)), rel=1e-3
+    )
+
+
+def test_a_state_has_buffers_of_its_own(data):
+    """One array in two layers, NumPy's, and a run that is donated: the caller keeps his arrays."""
+    W, b = jnp.eye(6), jnp.zeros(6)
+    params = [(W, b), (W, b)]
+    epoch = jax.jit(training.make_epoch(adam(0.1), batch_size=5), donate_argnums=0)
+    for given in (params, jax.tree.map(np.asarray, params)):
+        state = training.init_state(given, adam(0.1))
+        state, _ = epoch(state, jax.random.key(0), data[0], data[1])
+        assert not any(np.array_equal(p, q) for p, q in zip(*map(jax.tree.leaves, (state.params, given)), strict=True))
+    np.testing.assert_array_equal(W, np.eye(6))
+    for key in (
+        jax.random.key(0),
+        jax.random.PRNGKey(0),
+        jax.random.key(0, impl="rbg"),
+    ):  # of any kind, kept in a state
+        kept = training.init_state([(W, key)], funcnet.Optimizer(lambda params: params, None))
+        assert jax.tree.map(type, kept.params) == [(type(W), type(key))]
+
+
+def test_a_list_in_a_jitted_epoch_is_refused_and_a_seed_is_no_key(data):
+    epoch, state = training.make_epoch(sgd(0.1), batch_size=5), fresh_state(sgd(0.1))
+    with pytest.raises(ValueError, match="x is a list, traced number by number: make it an array before jit"):
+        jax.jit(epoch)(state, jax.random.key(0), data[0].tolist(), data[1])
+    with pytest.raises(ValueError, match=r"key is .*, expected a JAX random key"):
+        epoch(state, 0, *data)
 
 
 def test_networks_side_by_side_are_each_as_by_itself(data):

@@ -57,7 +57,7 @@ def check_backward(
     True
     """
     check_network(network)
-    args = _as_rows(params, x, y, masks, sample_weight)
+    args = _as_rows(params, x, y, network, masks, sample_weight)
     fn, reference = partial(_objective, network), partial(_jax_gradient, network)
     by_hand = _hand_written(backward, network)
     settings = {"tolerance": _tolerance(len(params)), "seed": seed, "compute_dtype": network.compute_dtype}
@@ -235,13 +235,13 @@ def _without_slope(f):
 # Calls, and what they are of.
 
 
-def _as_rows(params, x, y, masks, sample_weight):
+def _as_rows(params, x, y, network, masks, sample_weight):
     """Arguments with one leading axis: what a sample is must be plain."""
     x, y = jnp.asarray(x), jnp.asarray(y)
     check_params(params)
     check_input(params, x)
     n = x.shape[:-1]
-    targets_and_shares(y, jnp.zeros((*n, params[-1][0].shape[1])), sample_weight)
+    targets_and_shares(y, jnp.zeros((*n, params[-1][0].shape[1])), network, sample_weight)
 
     def rows(a, shape=()):
         return None if a is None else jnp.asarray(np.asarray(a).reshape(-1, *shape))

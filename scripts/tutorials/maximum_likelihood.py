@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tutorial import CLASSES, Picture, command, descend, save
 
-from funcnet import Network, init, plotting, predict, sgd, tanh, testing
-from funcnet.network import check_labels
+from funcnet import Network, check_labels, init, plotting, predict, sgd, tanh, testing
 
 NETWORK = Network(tanh)
 
