@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ import numpy as np
 from funcnet import activations, losses
 from funcnet.activations import Activation
 from funcnet.extras import import_extra
-from funcnet.files import write_atomically
+from funcnet.files import as_path, open_regular, write_atomically
 from funcnet.network import Network, Params, check_network, check_params
 
 __all__ = ["load", "load_metadata", "save"]
@@ -37,8 +39,10 @@ def save(
 ) -> None:
     """Write the parameters as tensors `layer1.W`, `layer1.b`, ..., and the network's settings by name; all or nothing.
 
+    Equal weights, settings and metadata make equal files, byte for byte.
+
     Args:
-      path: the file; an older one is replaced.
+      path: the file; an older one is replaced and keeps its mode.
       params: float16, bfloat16, float32 or float64.
       network: what they were trained with. An activation or loss of your own is kept by its name alone: bring it again
         in `load`.
@@ -68,29 +72,35 @@ def save(
         for l, layer in enumerate(params, 1)
         for name, leaf in zip("Wb", layer, strict=True)
     }
-    write_atomically(path, import_extra("safetensors.numpy").save(tensors, metadata))
+    write_atomically(path, _in_order(import_extra("safetensors.numpy").save(tensors, metadata)))
 
 
 def load(
-    path: str | os.PathLike[str], network: Network | None = None, *, sizes: Sequence[int] | None = None
+    path: str | os.PathLike[str],
+    network: Network | None = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    max_bytes: int = 1 << 32,
 ) -> tuple[Params, Network]:
     """Read what `save` wrote: the parameters, bit for bit, and the network.
 
-    A float64 file needs `jax_enable_x64`: the parameters are never rounded silently.
+    A float64 file needs `jax_enable_x64`: the parameters are never rounded silently. Names, shapes and dtypes are read
+    from the header and judged before any array is.
 
     Args:
       path: the file.
-      network: needed where the file names activations or a loss of your own, or none at all; its names must be those in
-        the file.
+      network: needed where the file names activations or a loss of your own, or none at all; its names and its
+        `compute_dtype` must be those in the file.
       sizes: the widths `n_0, ..., n_L` that the network must have; by default any.
+      max_bytes: the most that the arrays may take, if there are no `sizes` to go by.
 
     Returns:
       `[(W, b), ...]` in the dtype that they were saved in, and the `Network`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not a safetensors file, is cut short, is of a format to come, holds something else than a
-        network, one of other widths, or one whose functions are not known here.
+      ValueError: it is not a regular file, not a safetensors file, is cut short, is of another format, holds something
+        else than a network, one of other widths, too large a one, or one whose functions are not known here.
       ImportError: safetensors is not installed; names the extra that brings it.
 
     >>> import tempfile, funcnet
@@ -100,31 +110,18 @@ def load(
     >>> [(W.shape, b.shape) for W, b in params], network
     ([((4, 8), (8,)), ((8, 3), (3,))], Network())
     """
-    safetensors = import_extra("safetensors")
-    try:
-        tensors = dict(safetensors.deserialize(Path(path).read_bytes()))
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
-    metadata = load_metadata(path)
-    if (got := metadata.get("format", FORMAT)) != FORMAT:
-        raise ValueError(f"{path}: written in the format {got!r}, expected {FORMAT!r}")
-    L = len(tensors) // 2
-    names = [f"layer{l}.{name}" for l in range(1, L + 1) for name in "Wb"]
-    if not names or sorted(names) != sorted(tensors):
-        held = ", ".join(map(repr, sorted(tensors)[:6])) + (", ..." if len(tensors) > 6 else "")
-        raise ValueError(f"{path}: holds [{held}], expected the tensors layer1.W, layer1.b, layer2.W, ...")
-    leaves = iter([_array(path, name, tensors[name]) for name in names])
-    params = list(zip(leaves, leaves, strict=True))
-    try:
-        check_params(params)
-        network = _network(metadata, network)
-        network.activations(L)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    got = (params[0][0].shape[0], *(len(b) for _, b in params))
-    if sizes is not None and got != tuple(sizes):
-        raise ValueError(f"{path}: holds a network {'-'.join(map(str, got))}, expected {'-'.join(map(str, sizes))}")
-    return params, network
+    with _opened(path) as file:
+        try:
+            names, metadata = _names(file), file.metadata() or {}
+            shapes = [file.get_slice(name) for name in names]
+            params = _pairs([_announced(name, tensor) for name, tensor in zip(names, shapes, strict=True)])
+            check_params(params)
+            _check_size(params, sizes, max_bytes)
+            network = _network(metadata, network)
+            network.activations(len(params))
+            return _pairs([jnp.asarray(file.get_tensor(name)) for name in names]), network
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -142,13 +139,67 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     >>> load_metadata(path)["run"], load_metadata(path)["hidden"]
     ('7', 'relu')
     """
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path) -> Iterator[Any]:
+    """The file, its header read and compared with its length, and no array yet."""
     safetensors = import_extra("safetensors")
-    Path(path).open("rb").close()  # says what is the matter with a path better than safetensors does
+    open_regular(path).close()  # says what is the matter with a path better than safetensors does, and never waits
     try:
-        with safetensors.safe_open(os.fspath(path), framework="np") as file:
-            return file.metadata() or {}
+        with safetensors.safe_open(as_path(path), framework="np") as file:
+            yield file
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with a sorted header: safetensors writes metadata in an order that differs from call to call."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8, as safetensors has it
+    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(data)[start:]])
+
+
+def _names(file) -> list[str]:
+    """The names of the tensors, layer by layer, if they are those of a network in this format."""
+    held = sorted(file.keys())
+    if (got := (file.metadata() or {}).get("format", FORMAT)) != FORMAT:
+        raise ValueError(f"written in the format {got!r}, expected {FORMAT!r}")
+    names = [f"layer{l}.{name}" for l in range(1, len(held) // 2 + 1) for name in "Wb"]
+    if not names or sorted(names) != held:
+        told = ", ".join(map(repr, held[:6])) + (", ..." if len(held) > 6 else "")
+        missing = next((f"; there is no {name}" for name in names if name not in held), "")
+        raise ValueError(f"holds [{told}], expected the tensors layer1.W, layer1.b, layer2.W, ...{missing}")
+    return names
+
+
+def _announced(name, tensor) -> jax.ShapeDtypeStruct:
+    """What the header says of a tensor."""
+    dtype = tensor.get_dtype()
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name} has dtype {dtype}, expected one of {', '.join(_DTYPES)}")
+    if jax.dtypes.canonicalize_dtype(_DTYPES[dtype]) != _DTYPES[dtype]:
+        raise ValueError(f"{name} is float64, which JAX would round to float32: set jax_enable_x64 first")
+    return jax.ShapeDtypeStruct(tuple(tensor.get_shape()), _DTYPES[dtype])
+
+
+def _pairs(leaves: list) -> list:
+    return list(zip(leaves[::2], leaves[1::2], strict=True))
+
+
+def _check_size(params, sizes, max_bytes) -> None:
+    got = (params[0][0].shape[0], *(b.shape[0] for _, b in params))
+    if sizes is not None and got != tuple(sizes):
+        raise ValueError(f"holds a network {'-'.join(map(str, got))}, expected {'-'.join(map(str, sizes))}")
+    announced = sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    if sizes is None and announced > max_bytes:
+        raise ValueError(
+            f"the header announces a network {'-'.join(map(str, got))} of {announced:,} bytes, expected at most "
+            f"{max_bytes:,}; say its sizes, or raise max_bytes, if you trust it"
+        )
 
 
 def _described(network) -> dict[str, str]:
@@ -174,14 +225,20 @@ def _named(f) -> str:
 
 def _network(metadata, network) -> Network:
     """The network that a file describes, or the caller's, if it is of the same names."""
-    kept = {name: metadata[name] for name in ("hidden", "output", "loss", "compute_dtype") if name in metadata}
+    names = ("hidden", "output", "loss")
+    kept = {name: metadata[name] for name in (*names, "compute_dtype") if name in metadata}
+    whole = {*names} <= kept.keys()
     if network is not None:
         check_network(network)
-        for name, value in _described(network).items():
-            if kept.get(name, value) != value:
-                raise ValueError(f"the file has the {name} {kept[name]}, but the network is given with {value}")
+        given = {"compute_dtype": "None"} | _described(network)
+        for name, value in (({"compute_dtype": "None"} if whole else {}) | kept).items():
+            if given[name] != value:
+                raise ValueError(
+                    f"the file has the {name} {value}, but the network is given with {given[name]}; to use another, "
+                    "load the file without one and replace it"
+                )
         return network
-    if not {"hidden", "output", "loss"} <= kept.keys():
+    if not whole:
         raise ValueError(
             "the file does not name its activations and loss: load(path, Network(...)) says which they are"
         )
@@ -193,13 +250,3 @@ def _network(metadata, network) -> Network:
     except ValueError as error:
         raise ValueError(f"{error}; bring one of your own by load(path, Network(...))") from error
     return Network(hidden, output, loss, kept.get("compute_dtype"))
-
-
-def _array(path, name, tensor) -> jax.Array:
-    if tensor["dtype"] not in _DTYPES:
-        raise ValueError(f"{path}: {name} has dtype {tensor['dtype']}, expected one of {', '.join(_DTYPES)}")
-    stored = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-    array = jnp.asarray(stored)
-    if array.dtype != stored.dtype:
-        raise ValueError(f"{path}: {name} is float64, which JAX would round to float32: set jax_enable_x64 first")
-    return array

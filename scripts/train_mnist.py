@@ -7,6 +7,7 @@ python scripts/train_mnist.py --recipe distort      # --help lists the recipes
 What it stands on is in `mnist/`: settings, recipes, data, program, run folder, processes.
 """
 
+import math
 import sys
 import time
 import traceback
@@ -202,11 +203,10 @@ def as_scores(logits: Array, y: Array) -> dict[str, float]:
 
 def draw(result: Result, params: Params, images: np.ndarray, labels: np.ndarray, p: np.ndarray) -> None:
     """The pictures."""
-    figures = {
-        "confusion": plotting.confusion_matrix(result.confusion),
-        "mistakes": plotting.worst_mistakes(images, labels, p),
-        "weights": plotting.first_layer_weights(params[0][0]),
-    }
+    figures = {"confusion": plotting.confusion_matrix(result.confusion)}
+    if math.isqrt(images.shape[1]) ** 2 == images.shape[1]:  # one's own inputs need not be images
+        figures["mistakes"] = plotting.worst_mistakes(images, labels, p)
+        figures["weights"] = plotting.first_layer_weights(params[0][0])
     if result.history:
         figures["curves"] = plotting.curves(result.history)
     for name, figure in figures.items():

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,91 @@ def test_random_keys_and_complex_numbers(tmp_path):
         with pytest.raises(ValueError, match=r"\['key'\] is key<fry>\[3\], expected key<rbg>\[3\]"):
             checkpoints.restore(folder, like=tree | {"key": jax.random.split(jax.random.key(5, impl="rbg"), 3)})
     assert (checkpoints.fingerprint(tree["z"]) != checkpoints.fingerprint(tree["z"].conj())).any()
+
+
+def test_numbers_and_keys_of_every_kind_come_back(tmp_path):
+    """Python numbers as such, exactly, beyond 32 bits too; keys of the old style and of another generator."""
+    tree = {"epochs": 2**40, "best": 0.1, "worst": float("inf"), "done": True, "nested": [(-1, jnp.ones(2))],
+            "old": jax.random.PRNGKey(3), "rbg": jax.random.key(5, impl="rbg")}  # fmt: skip
+    start = tree | {"epochs": 0, "best": 0.0, "done": False, "old": jax.random.PRNGKey(0)}
+    with checkpoints.open_folder(tmp_path) as folder:
+        checkpoints.save(folder, 0, tree)
+        found = checkpoints.restore(folder, like=start).tree
+        with pytest.raises(ValueError, match=r"\['best'\] is a Python float, expected a Python int"):
+            checkpoints.restore(folder, like=start | {"best": 0})
+        with pytest.raises(TypeError, match=r"tree\['name'\] is 'x' of type str, expected an array or a Python number"):
+            checkpoints.save(folder, 1, {"name": "x"})
+    for name in ("epochs", "best", "worst", "done"):
+        assert (type(found[name]), found[name]) == (type(tree[name]), tree[name])
+    assert found["nested"][0][0] == -1
+    assert found["old"].dtype == jnp.uint32
+    draw = [jax.random.normal(key, (3,)).tolist() for t in (tree, found) for key in (t["old"], t["rbg"])]
+    assert draw[:2] == draw[2:]
+
+
+def test_a_part_or_an_older_one(tmp_path):
+    saved(tmp_path)
+    params = a_state().params
+    with checkpoints.open_folder(tmp_path) as folder:
+        assert checkpoints.restore(folder, like=a_state(), number=2).number == 2
+        found = checkpoints.restore(folder, like={"params": params, "step": jnp.int32(0)}, number=1, part=True)
+        assert (found.number, int(found.tree["step"]), found.notes) == (1, 1, {"history": [1, 0.1]})
+        assert_same_bits(found.tree["params"], params)
+        second = a_state()._replace(params=[(), params[1]], step=None, opt_state=None)  # fewer leaves, same names
+        assert_same_bits(checkpoints.restore(folder, like=second, part=True).tree.params, second.params)
+        for like, message in (
+            ({"weights": params}, r"weights/0/0 is not there, expected float32\[6, 8\]; there is: params/0/0 float32"),
+            ({"params": params[::-1]}, r"params/0/0 is float32\[6, 8\], expected float32\[8, 4\]; there is: "),
+        ):
+            with pytest.raises(ValueError, match=message):
+                checkpoints.restore(folder, like=like, part=True)
+        with pytest.raises(ValueError, match=r"there is no checkpoint 7, only \[1, 2, 3\]"):
+            checkpoints.restore(folder, like=a_state(), number=7)
+
+
+@pytest.mark.parametrize("part", [True, False])
+def test_a_damaged_one_asked_for_by_number_is_an_error(tmp_path, part):
+    """Another than the one that is asked for is not given, and nothing is moved."""
+    saved(tmp_path / "c")
+    shutil.rmtree(tmp_path / "c" / "3" / "tree")
+    shutil.copytree(tmp_path / "c" / "2" / "tree", tmp_path / "c" / "3" / "tree")  # `step` differs
+    like = {"step": jnp.int32(0)} if part else a_state()
+    with checkpoints.open_folder(tmp_path / "c") as folder:
+        with pytest.raises(ValueError, match=r"checkpoint 3 is damaged .*arrays have changed.*; it stays as it is"):
+            checkpoints.restore(folder, like=like, number=3, part=part)
+        assert folder.latest_step() == 3
+
+
+@pytest.mark.parametrize("name", ["2024", "my.orbax-checkpoint-tmp"])
+def test_a_folder_of_the_user_s_is_not_taken_for_checkpoints(tmp_path, name):
+    """Orbax deletes the oldest of what has a number for a name, and all that looks unfinished."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=f"{name} there is not one of them"), checkpoints.open_folder(tmp_path, keep=1):
+        pass
+    assert (tmp_path / name / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_tilde_is_the_user_s_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    saved("~/run", numbers=[1])
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
+def test_many_saves_leave_no_files_open(tmp_path):
+    def count():
+        gc.collect()
+        return len([*Path("/proc/self/fd").iterdir()])
+
+    with checkpoints.open_folder(tmp_path, keep=1) as folder:
+        counts = []
+        for number in range(8):
+            checkpoints.save(folder, number, [jnp.zeros(3)])
+            checkpoints.wait(folder)
+            counts.append(count())
+    assert counts[-1] <= counts[3] + 2, counts
 
 
 def files_of(path):

@@ -174,7 +174,7 @@ def test_what_a_kill_leaves(tmp_path, uninterrupted):
     half = killed / "checkpoints" / "5.orbax-checkpoint-tmp-1700000000"
     shutil.copytree(killed / "checkpoints" / "4", half)
     shutil.rmtree(half / "tree")
-    (killed / ".0123abcd.funcnet-part").write_bytes(b"half")
+    (killed / f".{'0123abcd' * 4}.funcnet-part").write_bytes(b"half")
     train_here("--resume", killed, "--checkpoint-every", "1e9")
     assert bits_of(killed) == bits_of(uninterrupted)
     assert without_times(killed) == without_times(uninterrupted)

@@ -1,6 +1,7 @@
 """What a run trains on and is scored on."""
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from mnist.settings import Config
 
 from funcnet import datasets
 from funcnet.distortions import upright
+from funcnet.network import check_labels
 from funcnet.regularizers import smooth_labels
 
 
@@ -28,28 +30,31 @@ class Data(NamedTuple):
     name: str
     parts: dict[str, Part]  # train, maybe validation, test
     targets: Any  # of the training images: class ids, or smoothed (N, K)
+    names: tuple[str, ...]  # of the classes
 
     @property
     def classes(self) -> int:
-        """How many there are."""
-        return int(self.parts["train"].labels.max()) + 1
+        """How many there are, in all parts together."""
+        return len(self.names)
+
+
+DIGITS = tuple("0123456789")
 
 
 def load(config: Config) -> Data:
-    """The data set: MNIST, or the digits where it cannot be had."""
-    name, dataset = "digits", None
-    if config.dataset != "digits":
+    """The data set, cut into its parts.
+
+    Raises:
+      OSError: it cannot be had.
+      ValueError: it is damaged, is none, or does not fit the settings.
+    """
+    name, dataset, names = find(config)
+    for part, (_, labels) in dataset._asdict().items():
         try:
-            name, dataset = "MNIST", datasets.load_mnist(config.data_dir)
-        except datasets.MnistNotFoundError as error:
-            if config.dataset == "mnist":
-                raise
-            name = "digits"
-            say(
-                f"MNIST was neither found nor downloaded ({len(str(error).splitlines()) - 2} places tried; --dataset "
-                "mnist lists them): training on the small digits bundled with scikit-learn instead"
-            )
-    x, y = (dataset := dataset or datasets.load_digits()).train
+            check_labels(labels, len(names))
+        except ValueError as error:
+            raise ValueError(f"{name}, {part}: {error}") from error
+    x, y = dataset.train
     held_out = len(x) // 12 if config.validation is None else config.validation
     if held_out >= len(x):
         raise ValueError(f"--validation is {held_out}, expected fewer than the {len(x):,} training images")
@@ -68,8 +73,37 @@ def load(config: Config) -> Data:
     parts = {part: Part(x, as_seen(config, x), y) for part, (x, y) in pairs.items() if len(x)}
     labels = parts["train"].labels
     smoothed = config.label_smoothing > 0
-    targets = smooth_labels(labels, int(labels.max()) + 1, config.label_smoothing) if smoothed else labels
-    return Data(name, parts, np.asarray(targets))
+    targets = smooth_labels(labels, len(names), config.label_smoothing) if smoothed else labels
+    return Data(name, parts, np.asarray(targets), names)
+
+
+def find(config: Config) -> tuple[str, datasets.Dataset, tuple[str, ...]]:
+    """The data set that is asked for: what it is called, itself, and the names of its classes."""
+    if config.dataset in ("mnist", "auto"):
+        try:
+            return "MNIST", datasets.load_mnist(config.data_dir), DIGITS
+        except datasets.MnistNotFoundError as error:
+            if config.dataset == "mnist" or config.data_dir is not None:
+                raise
+            say(
+                f"MNIST was neither found nor downloaded ({len(str(error).splitlines()) - 2} places tried; --dataset "
+                "mnist lists them): training on the small digits bundled with scikit-learn instead"
+            )
+    if config.dataset == "fashion":
+        return "Fashion-MNIST", datasets.load_fashion_mnist(config.data_dir), datasets.FASHION_MNIST_NAMES
+    if config.data_dir is not None:
+        raise ValueError(f"--data-dir is for MNIST and Fashion-MNIST, and --dataset is {config.dataset!r}")
+    if config.dataset in ("digits", "auto"):
+        return "digits", datasets.load_digits(), DIGITS
+    try:
+        dataset, names = datasets.load_arrays(config.dataset)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"--dataset is {config.dataset!r}, expected auto, mnist, fashion, digits, or a file or folder: {error}"
+        ) from error
+    told = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    say(f"{config.dataset}: {len(names)} classes, in this order: {told}")
+    return Path(config.dataset).stem or "data", dataset, names
 
 
 def as_seen(config: Config, images: np.ndarray) -> np.ndarray:

@@ -25,10 +25,13 @@ class Config:
     """Where the other settings start from; see above."""
     repeat: Path | None = None
     """The config.json of an earlier run, to start from that run's settings; only the run folder is new."""
-    dataset: Literal["auto", "mnist", "digits"] = "auto"
-    """`mnist` insists on MNIST; `auto` takes the digits bundled with scikit-learn where MNIST cannot be had."""
+    dataset: str = "auto"
+    """mnist, fashion (Fashion-MNIST) or digits (bundled with scikit-learn); or your own: FILE.npz with the arrays x and
+    y, or x_train, y_train, x_test and y_test, a folder with these as x.npy and so on, FILE.csv with a column `label`,
+    or a folder of IDX files, as KMNIST and EMNIST come. `auto` is MNIST, or the digits where MNIST cannot be had."""
     data_dir: Path | None = None
-    """Folder with the MNIST files; otherwise $FUNCNET_DATA, then the user's cache, then a download."""
+    """Folder with the files of MNIST or Fashion-MNIST; otherwise $FUNCNET_DATA, then the user's cache, then a
+    download."""
     hidden_sizes: tuple[int, ...] = (512,)
     """Widths of the hidden layers; none at all makes it logistic regression."""
     activation: str = "relu"

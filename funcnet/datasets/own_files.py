@@ -1,0 +1,188 @@
+"""One's own data set from files: NumPy's, and any in the IDX format."""
+
+import csv
+import errno
+import os
+import string
+import zipfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from funcnet.datasets.arrays import Dataset, from_arrays
+from funcnet.datasets.idx import find_parts, read_idx
+from funcnet.files import as_path, open_regular
+
+_LABEL = ("label", "class", "target", "y")
+
+_NAMES = ("x", "y"), ("x_train", "y_train", "x_test", "y_test")
+
+
+def load_arrays(path: str | os.PathLike[str], *, max_bytes: int = 1 << 32) -> tuple[Dataset, tuple[str, ...]]:
+    """A data set of one's own, with the names of its classes: `from_arrays` of what is in files.
+
+    - `FILE.npz` with the arrays `x` and `y`, or `x_train`, `y_train`, `x_test` and `y_test`;
+    - a folder with these as `x.npy` and `y.npy`, and so on;
+    - `FILE.csv` with a first line of names, one of them `label`, `class`, `target` or `y`, as Kaggle has MNIST;
+    - a folder with four IDX files, under names such as `train-images-idx3-ubyte.gz` or `train-images.idx3-ubyte`, as
+      MNIST, Fashion-MNIST, KMNIST and EMNIST come in; `FOLDER/emnist-letters` picks the files of which the names begin
+      so. EMNIST's images are transposed, by that name, and made upright; its letters, which count from 1, get the class
+      ids 0 to 25 and the names a to z.
+
+    Nothing is unpickled. LeCun, Cortes and Burges, The MNIST database; Cohen, Afshar, Tapson and van Schaik, EMNIST,
+    2017.
+
+    Args:
+      path: the file or the folder.
+      max_bytes: the most that the arrays may take together.
+
+    Returns:
+      The data set, and a name for each class, as many as the network needs outputs.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no such file or folder, holds other arrays, or too large ones, or Python objects; or what
+        `from_arrays` raises.
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/mine.npz"
+    >>> np.savez(path, x=np.zeros((10, 28, 28), np.uint8), y=["cat", "dog"] * 5)
+    >>> ((x, y), (x_test, y_test)), names = load_arrays(path)
+    >>> x.shape, x_test.shape, names
+    ((8, 784), (2, 784), ('cat', 'dog'))
+    """
+    path = as_path(path)
+    try:
+        if path.is_dir() and not any((path / f"{name}.npy").exists() for name in ("x", "x_train")):
+            return _from_idx(path, "", max_bytes)
+        if path.is_dir():
+            names = [name for names in _NAMES for name in names if os.path.lexists(path / f"{name}.npy")]
+            arrays = {name: _read_npy(path / f"{name}.npy", max_bytes) for name in _expected(names)}
+        elif path.suffix.lower() == ".npz":
+            arrays = _read_npz(path, max_bytes)
+        elif path.suffix.lower() == ".csv":
+            arrays = _read_csv(path, max_bytes)
+        elif not os.path.lexists(path) and path.parent.is_dir():
+            return _from_idx(path.parent, path.name, max_bytes)
+        else:
+            open_regular(path).close()  # says what is the matter with a path that is none
+            raise ValueError(
+                "expected a .npz or .csv file, or a folder of .npy or IDX files; what another library reads, "
+                "np.savez(FILE, x=x, y=y) writes, and from_arrays(x, y) takes at once"
+            )
+        return from_arrays(*(arrays[name] for names in _NAMES for name in names if name in arrays))
+    except ValueError as error:
+        raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from error
+
+
+def _expected(names: Sequence[str]) -> Sequence[str]:
+    """The names, if they are those of a data set."""
+    if {*names} not in ({*_NAMES[0]}, {*_NAMES[1]}, {*_NAMES[1][:2]}):
+        raise ValueError(
+            f"holds the arrays {sorted(names)}, expected x and y, or x_train, y_train, x_test and y_test, and no others"
+        )
+    return names
+
+
+def _read_npz(path, max_bytes) -> dict[str, np.ndarray]:
+    with _whole(".npz"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        members = archive.namelist()
+        names = _expected([name.removesuffix(".npy") for name in members])
+        if len({*names}) < len(names):
+            raise ValueError(f"holds the arrays {sorted(names)}, expected each once")
+        arrays = {}
+        for name, member in zip(names, members, strict=True):
+            arrays[name] = _read(name, lambda member=member: archive.open(member), max_bytes)
+            max_bytes -= arrays[name].nbytes
+        return arrays
+
+
+def _read_npy(path, max_bytes) -> np.ndarray:
+    with _whole(".npy"):
+        return _read(path.name, lambda: open_regular(path), max_bytes)
+
+
+@contextmanager
+def _whole(kind):
+    """What a damaged file makes of an attempt to read it, as one kind of error."""
+    try:
+        yield
+    except Exception as error:
+        of_the_system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # a wrong place in it
+        if of_the_system or isinstance(error, (ValueError, MemoryError)):
+            raise
+        raise ValueError(f"not a whole {kind} file: {type(error).__name__}: {error}") from error
+
+
+def _read(name, opened, max_bytes) -> np.ndarray:
+    """An array in NumPy's format, after a look at its header."""
+    with opened() as file:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in header:
+            raise ValueError(f"{name} is in version {version} of NumPy's format, expected a plain array")
+        shape, _, dtype = header[version](file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which would have to run to be read: save numbers or text")
+    if prod(max(n, 1) for n in shape) * dtype.itemsize > max_bytes:
+        raise ValueError(
+            f"{name}: the header announces {dtype} {shape}, expected at most {max_bytes:,} bytes in all; raise "
+            "max_bytes if you trust it"
+        )
+    with opened() as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{name}: goes on after the array that its header announces")
+    return array
+
+
+def _read_csv(path, max_bytes) -> dict[str, np.ndarray]:
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise ValueError(f"it is larger than {max_bytes:,} bytes; raise max_bytes if you trust it")
+        names = next(csv.reader([file.readline(1 << 20).decode("utf-8-sig")]), [])
+        labels = [place for place, name in enumerate(names) if name.strip().lower() in _LABEL]
+        if len(labels) != 1 or len(names) < 2:
+            raise ValueError(
+                f"the first line is {', '.join(names)!r:.80}, expected names of columns, one of them "
+                f"{', '.join(_LABEL)}; np.loadtxt reads other files, and from_arrays(x, y) takes what it read"
+            )
+        columns = [place for place in range(len(names)) if place != labels[0]]
+        if not file.read(1):
+            raise ValueError("holds no samples")
+        read = partial(np.loadtxt, file, delimiter=",", skiprows=1, quotechar='"', comments=None, encoding="utf-8-sig")
+        file.seek(0)
+        y = read(usecols=labels, dtype=str, ndmin=1)
+        file.seek(0)
+        x = read(usecols=columns, ndmin=2)
+    return {"x": x, "y": y.astype(float) if all(map(_is_number, np.unique(y))) else y}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
+
+
+def _from_idx(folder: Path, prefix: str, max_bytes) -> tuple[Dataset, tuple[str, ...]]:
+    whose, parts = find_parts(folder, prefix)
+    if not parts and (folder / "raw").is_dir():  # as torchvision has them
+        whose, parts = find_parts(folder / "raw", prefix)
+    if "train" not in parts:
+        if prefix:
+            raise FileNotFoundError(f"{folder / prefix}: no such file or folder, and no IDX files' names begin so")
+        raise ValueError(f"{folder}: expected x.npy and y.npy, or IDX files such as train-images-idx3-ubyte.gz")
+    letters = whose == "emnist-letters"
+    arrays: list[Any] = []
+    for part in sorted(parts, reverse=True):  # train, test
+        images, labels = (read_idx(path, max_bytes=max_bytes) for path in parts[part])
+        arrays += [images.swapaxes(1, 2) if whose.startswith("emnist") and images.ndim == 3 else images]
+        arrays += [labels.astype(np.int64) - 1 if letters else labels]
+    dataset, names = from_arrays(*arrays)
+    return dataset, tuple(string.ascii_lowercase) if letters else names
