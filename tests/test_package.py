@@ -34,10 +34,14 @@ EXTRAS = {
 ORDER = ["activations", "losses", "initializers", "network", "products", "mlp", "per_sample", "curvature", "schedules",
          "optimizers", "regularizers", "evaluation", "training", "sharding", "distortions", "extras", "files",
          "datasets", "weights", "exchange", "checkpoints", "plotting", "testing"]  # fmt: skip
-ORDER_OF_TESTING = ["trees", "report", "ladder", "kinks", "functions", "networks", "__init__", "__main__"]
+PACKAGES = {
+    "exchange": ["checks", "torch_tensors", "torch_module", "torch", "sklearn", "onnx", "onnx_nodes", "from_onnx",
+                 "stablehlo", "__init__"],
+    "testing": ["trees", "report", "ladder", "kinks", "functions", "networks", "__init__", "__main__"],
+}  # fmt: skip
 INTERNAL = {"extras", "files"}  # modules that only others use
 MODULES = [f"funcnet.{name}" for name in ORDER]
-MODULES += [f"funcnet.testing.{name}" for name in ORDER_OF_TESTING if name != "__init__"]
+MODULES += [f"funcnet.{package}.{name}" for package in PACKAGES for name in PACKAGES[package] if name != "__init__"]
 
 
 def source_of(name):
@@ -89,18 +93,19 @@ def imported(source, package):
 
 
 def test_arrows_go_one_way():
-    """A module imports only those before it, and so within `testing`."""
-    files = [*(path.stem for path in PACKAGE.glob("[a-z]*.py")), "testing"]
+    """A module imports only those before it, and so within a package."""
+    files = [*(path.stem for path in PACKAGE.glob("[a-z]*.py")), *PACKAGES]
     assert sorted(ORDER) == sorted(files)
-    assert sorted(ORDER_OF_TESTING) == sorted(path.stem for path in (PACKAGE / "testing").glob("*.py"))
     for i, name in enumerate(ORDER[:-1]):
         source = source_of(f"funcnet.{name}")
-        assert imported(source, "funcnet") <= set(ORDER[:i]), name
+        assert imported(source, "funcnet") <= {*ORDER[:i], *{name}.intersection(PACKAGES)}, name
         assert not re.search(r"^ *import funcnet", source, re.MULTILINE), name
-    for i, name in enumerate(ORDER_OF_TESTING):
-        source = (PACKAGE / "testing" / f"{name}.py").read_text()
-        assert imported(source, "funcnet") <= set(ORDER), name
-        assert imported(source, r"funcnet\.testing") <= set(ORDER_OF_TESTING[:i]), name
+    for package, order in PACKAGES.items():
+        assert sorted(order) == sorted(path.stem for path in (PACKAGE / package).glob("*.py"))
+        for i, name in enumerate(order):
+            source = (PACKAGE / package / f"{name}.py").read_text()
+            assert imported(source, "funcnet") <= set(ORDER[: ORDER.index(package) + 1]), name
+            assert imported(source, rf"funcnet\.{package}") <= set(order[:i]), name
 
 
 def test_no_derivative_rule_is_registered():
@@ -112,7 +117,7 @@ def test_no_derivative_rule_is_registered():
 @pytest.mark.parametrize("name", ["funcnet", *MODULES])
 def test_all_says_what_is_public(name):
     module = importlib.import_module(name)
-    if name.startswith("funcnet.testing.") and not hasattr(module, "__all__"):
+    if name.rpartition(".")[0] != "funcnet" and not hasattr(module, "__all__"):
         return  # its public names are those of the package
     assert len(set(module.__all__)) == len(module.__all__) > 0
     assert all(hasattr(module, public) for public in module.__all__)
@@ -130,7 +135,8 @@ def functions():
     """All functions but private ones, and whether each is public: those of `testing` are what the package offers."""
     for name in MODULES:
         module = importlib.import_module(name)
-        public = getattr(module, "__all__", [*funcnet.testing.__all__, "matrix", "main"])
+        package = importlib.import_module(name.rpartition(".")[0])
+        public = getattr(module, "__all__", [*package.__all__, "matrix", "main"])
         for node in ast.parse(source_of(name)).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 yield pytest.param(node, node.name in public, id=f"{name.removeprefix('funcnet.')}.{node.name}")
