@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from funcnet.exchange.onnx_nodes import FOLDED, Between, Values, after_node, eva
 from funcnet.extras import import_extra
 from funcnet.network import Network, Params, check_params
 
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 _LARGEST = 2**31  # bytes: what a protobuf, and so an ONNX file, can be
 
 
@@ -53,7 +55,8 @@ def from_onnx(model: str | os.PathLike[str] | Any) -> tuple[Params, Network]:
     import_extra("onnx.reference", "exchange")
     loaded, name = _loaded(onnx, model)
     try:
-        return _read(onnx, loaded)
+        with np.errstate(all="ignore"):
+            return _read(onnx, loaded)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -122,6 +125,8 @@ def _array(onnx, tensor) -> np.ndarray:
 
 
 def _exact(a: np.ndarray) -> jax.Array:
+    if a.dtype.name not in _DTYPES:
+        raise ValueError(f"its weights have dtype {a.dtype}, expected one of {', '.join(_DTYPES)}")
     if a.dtype == np.float64 and jax.dtypes.canonicalize_dtype(a.dtype) != a.dtype:
         raise ValueError("its weights are float64, which JAX would round to float32: set jax_enable_x64 first")
     return jnp.array(a)
@@ -156,28 +161,37 @@ def _said(model) -> Network | None:
 
 def _check_same(onnx, model, x_info, name, params, network, ending, constants) -> None:
     """Refuse a model that does not compute what came of it."""
-    kind = onnx.helper.tensor_dtype_to_np_dtype(x_info.type.tensor_type.elem_type)
-    batch, *shape = [d.dim_value for d in x_info.type.tensor_type.shape.dim] or [0]
-    x = random_inputs(params[0][0].shape[0]).astype(kind)
+    x = _inputs(onnx, x_info.type.tensor_type, params[0][0].shape[0])
     nodes, needed = [], {name}
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
             nodes.insert(0, node)
             needed.update(node.input)
-    rows = [x[i : i + batch] for i in range(0, len(x) - batch + 1, batch)] if batch else [x]
-    shape = shape if len(shape) > 1 and all(shape) else [x.shape[1]]
-    theirs = np.concatenate(
-        [
-            evaluated(onnx, model, nodes, constants | {x_info.name: part.reshape(len(part), *shape)}, [name])[0]
-            for part in rows
-        ]
-    )
-    theirs = np.asarray(theirs, np.float64)
+    parts = [evaluated(onnx, model, nodes, constants | {x_info.name: part}, [name])[0] for part in x]
+    theirs = np.concatenate(parts).astype(np.float64)
     theirs = np.exp(theirs) if ending == "LogSoftmax" else theirs
-    _, p = outputs(params, network, x[: len(theirs)].astype(np.float64))
+    _, p = outputs(params, network, x.reshape(len(theirs), -1).astype(np.float64))
     error, dtype = largest_error(p, theirs), params[0][0].dtype
     if not error <= (0.1 if dtype.itemsize == 2 else max(1e-7, 400 * float(jnp.finfo(dtype).eps))):
         raise ValueError(
             f"on random inputs it gives other outputs than its layers, one after the other, with {network}: by "
             f"{error:.2g} of the largest"
         )
+
+
+def _inputs(onnx, kind, n_in: int) -> np.ndarray:
+    """Random inputs `(batches, samples, ...)` of the type that a model declares."""
+    named = {value: key for key, value in onnx.TensorProto.DataType.items()}.get(kind.elem_type, "nothing")
+    dtype = {"FLOAT": "float32", "DOUBLE": "float64"}.get(named, named.lower())
+    if dtype not in _DTYPES:
+        raise ValueError(f"its input holds {dtype}, expected one of {', '.join(_DTYPES)}")
+    batch, *shape = [dim.dim_value for dim in kind.shape.dim] or [0]
+    if not all(shape):
+        shape = [n_in]  # some of it is open
+    if shape and prod(shape) != n_in:
+        raise ValueError(
+            f"its input is (N, {', '.join(map(str, shape))}), expected {n_in} numbers per sample, as layer 1"
+        )
+    x = random_inputs(n_in).astype(jnp.dtype(dtype))
+    batch = batch if 0 < batch <= len(x) else len(x)
+    return x[: len(x) // batch * batch].reshape(-1, batch, *(shape or [n_in]))
