@@ -27,7 +27,7 @@ SIN = funcnet.Activation("sin", jnp.sin, lambda z, a: jnp.cos(z))
 def close(a, b, tolerance):
     """Whether two arrays agree relative to the largest entry."""
     a, b = np.asarray(a), np.asarray(b)
-    return a.shape == b.shape and np.abs(a - b).max() <= tolerance * np.abs(b).max()
+    return a.shape == b.shape and np.nanmax(np.abs(a - b)) <= tolerance * np.nanmax(np.abs(b))
 
 
 def bits(params):
@@ -134,11 +134,23 @@ READ = {
         Network(activations.tanh),
     ),
     "float16": (module(dtype=torch.float16), Network()),
+    "inference mode": (
+        Calls(torch.inference_mode()(lambda m, x: m.b(F.dropout(m.a(x).relu(), training=m.training)).reshape(-1, 6)),
+              a=linear(), b=linear()),
+        Network(),
+    ),
+    "wrapped": (nn.DataParallel(torch.compile(nn.Sequential(linear(), nn.Tanh(), linear()), backend="eager")),
+                Network(activations.tanh)),
+    "a constant": (Calls(lambda m, x: m.a(x) + m.c, a=linear(bias=False), c=None), Network()),
+    "NaN": (Calls(lambda m, x: m.b(m.a(x)), a=linear(), b=linear()), Network(activations.identity)),
     "softmax": (nn.Sequential(linear(), nn.ReLU(), linear(), nn.Softmax(1)), Network()),
     "log-softmax": (Calls(lambda m, x: F.log_softmax(m.a(x), dim=-1), a=linear()), Network()),
     "sigmoid": (nn.Sequential(linear(), nn.Sigmoid(), linear(6, 1), nn.Sigmoid()),
                 Network(activations.sigmoid, loss=losses.sigmoid_cross_entropy)),
 }  # fmt: skip
+
+READ["a constant"][0].c = torch.ones(6)  # no parameter, no buffer
+READ["NaN"][0].b.weight.data[0, 0] = torch.nan
 
 EXPECTED = r", expected torch.nn.Linear layers, each followed by at most one of identity, relu"
 # What is refused: a module, and what is said.
@@ -332,12 +344,12 @@ class TestWhatAModuleComputes:
         with pytest.raises(ValueError, match="on random inputs the module gives other outputs than its layers, one"):
             exchange.from_torch(model, network)
 
-    @pytest.mark.parametrize("name", ["dropout", "spectral norm", "weight norm of old", "pruned", "a counter"])
+    @pytest.mark.parametrize("name", ["dropout", "spectral norm", "weight norm of old", "pruned", "counters"])
     def test_is_left_as_it_was(self, name):
-        count = Calls(lambda m, x: setattr(m, "calls", m.calls + 1) or m.a(x), a=linear())
-        count.calls = 0
+        count = Calls(lambda m, x: (setattr(m, "calls", m.calls + 1), m.tensor.add_(1), m.a(x))[-1], a=linear())
+        count.calls, count.tensor = 0, torch.zeros(1)
         dropout = nn.Sequential(linear(), nn.Sequential(nn.Dropout(), nn.ReLU()), linear())
-        model = {"dropout": dropout, "a counter": count}.get(name) or copy.deepcopy(READ["one layer"][0])
+        model = {"dropout": dropout, "counters": count}.get(name) or copy.deepcopy(READ["one layer"][0])
         model = READ[name][0] if name in READ else model
         model.train()
         next(model.children()).eval()
@@ -354,6 +366,7 @@ class TestWhatAModuleComputes:
             assert all(part.__dict__[key] is held[key] for key in held)
             assert {k: list(v) for k, v in part.__dict__.items() if isinstance(v, dict)} == inner
         assert next(model.parameters()).grad is not None
+        assert count.tensor == 0
 
     def test_scripted_quantized_and_lazy_modules(self):
         with warnings.catch_warnings():

@@ -98,5 +98,6 @@ def largest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
         return np.inf
     same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
     with np.errstate(all="ignore"):
-        errors = np.where(same, 0, np.abs(ours - theirs) / np.abs(theirs).max(-1, keepdims=True, initial=0))
+        scale = np.where(np.isfinite(theirs), np.abs(theirs), 0).max(-1, keepdims=True, initial=0)
+        errors = np.where(same, 0, np.abs(ours - theirs) / scale)
     return float(np.nan_to_num(errors, nan=np.inf).max(initial=0))

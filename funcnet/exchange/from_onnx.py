@@ -52,7 +52,8 @@ def from_onnx(model: str | os.PathLike[str] | Any) -> tuple[Params, Network]:
     (Network(hidden=tanh), True)
     """
     onnx = import_extra("onnx", "exchange")
-    import_extra("onnx.reference", "exchange")
+    for part in ("onnx.inliner", "onnx.reference"):
+        import_extra(part, "exchange")
     loaded, name = _loaded(onnx, model)
     try:
         with np.errstate(all="ignore"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -102,26 +103,33 @@ class _Graph:
 
 
 def _activated(add: Callable, constant: Callable, z: str, f: Activation, where: str, dtype: np.dtype) -> str:
-    """Add an activation. Where ONNX Runtime has no operator of float64, a formula of those that it has."""
+    """Add an activation, in float64 as a formula where ONNX Runtime has no operator, or one that rounds to float32."""
     theirs, slope = known(f, where, _ONNX, "ONNX")
     if f.name == "silu":
         return add("Mul", z, add("Sigmoid", z))
     if theirs is None:
         return z
     name, settings = theirs
-    if dtype == np.float32 or (name not in ("LeakyRelu", "Softplus", "Elu") and f.name != "gelu"):
-        return add(name, z, **settings | ({} if slope is None else {"alpha": slope}))
+    if dtype == np.float64 and name in ("LeakyRelu", "Softplus", "Elu", "Gelu"):
+        return _formula(add, constant, z, f, where, slope)
+    return add(name, z, **settings | ({} if slope is None else {"alpha": slope}))
+
+
+def _formula(add: Callable, constant: Callable, z: str, f: Activation, where: str, slope: float | None) -> str:
     if f.name == "gelu":
         raise ValueError(
             f"{where}: ONNX Runtime has no gelu in float64: write the network in float32, "
             "jax.tree.map(lambda leaf: leaf.astype('float32'), params)"
         )
-    if name == "Softplus":  # max(z, 0) + log(1 + exp(-|z|))
+    if f.name == "gelu_tanh":  # z / 2 (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3)))
+        cubic = add("Add", z, add("Mul", constant(0.044715), add("Mul", z, add("Mul", z, z))))
+        t = add("Tanh", add("Mul", constant(math.sqrt(2 / math.pi)), cubic))
+        return add("Mul", add("Mul", constant(0.5), z), add("Add", t, constant(1)))
+    if f.name == "softplus":  # max(z, 0) + log(1 + exp(-|z|))
         rest = add("Log", add("Add", add("Exp", add("Neg", add("Abs", z))), constant(1)))
-    else:
-        below = add("Neg", add("Relu", add("Neg", z)))  # min(z, 0)
-        # The operator's slope is a float32.
-        rest = add("Mul", below, constant(slope)) if name == "LeakyRelu" else add("Sub", add("Exp", below), constant(1))
+    else:  # of min(z, 0): its exponential less 1, or a part of it
+        below = add("Neg", add("Relu", add("Neg", z)))
+        rest = add("Sub", add("Exp", below), constant(1)) if slope is None else add("Mul", below, constant(slope))
     return add("Add", add("Relu", z), rest)
 
 

@@ -42,7 +42,8 @@ class Step(NamedTuple):
 
 def read_module(torch, model: Any, network: Network | None) -> tuple[Params, Network]:
     """The layers of a module in the order of their calls, and its network, compared with the module itself."""
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    while wrapped := getattr(model, "_orig_mod", isinstance(model, torch.nn.DataParallel) and model.module):
+        model = wrapped  # by torch.compile, or for several devices
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model is a ScriptModule, which cannot be followed: take the module that it was made of")
     dtype = _dtype(torch, model)
@@ -135,6 +136,10 @@ def _follow(torch, model, x) -> tuple[tuple[Step, ...], Any]:
 
     class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            with self:  # the parts that an operation is made of; in inference mode they do not come by themselves
+                result = op.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
             result = op(*args, **(kwargs or {}))
             leaves = torch.utils._pytree.tree_leaves((args, kwargs))
             before = [chains[id(leaf)][1] for leaf in leaves if id(leaf) in chains]
@@ -152,11 +157,9 @@ def _follow(torch, model, x) -> tuple[tuple[Step, ...], Any]:
                         )
             return result
 
-    state = {
-        name: tensor.detach() for named in (model.named_parameters(), model.named_buffers()) for name, tensor in named
-    }
-    state = {name: t.to("cpu", x.dtype if t.is_floating_point() else t.dtype, copy=True) for name, t in state.items()}
-    with _left_as_it_was(torch, model), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    state = {name: _copied(tensor, x.dtype) for name, tensor in tensors}
+    with _left_as_it_was(torch, model, x.dtype), torch.no_grad(), torch.autocast("cpu", enabled=False):
         for name, module in model.named_modules():
             called = f"{name or 'model'} is a {type(module).__name__}"
             module.register_forward_pre_hook(lambda *_, called=called: calls.append(called), prepend=True)
@@ -177,13 +180,23 @@ def _follow(torch, model, x) -> tuple[tuple[Step, ...], Any]:
     return steps, out
 
 
+def _copied(tensor, dtype) -> Any:
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
 @contextlib.contextmanager
-def _left_as_it_was(torch, model) -> Iterator[None]:
-    """Modules as they were: in training or not, with their hooks and attributes; and PyTorch's random numbers."""
+def _left_as_it_was(torch, model, dtype) -> Iterator[None]:
+    """Modules as they were: in training or not, with their hooks and attributes; and PyTorch's random numbers.
+
+    Meanwhile tensors that are neither parameters nor buffers are copies, as those are.
+    """
     before = []
     for module in model.modules():
         held = dict(module.__dict__)
         before.append((module, held, {name: value.copy() for name, value in held.items() if isinstance(value, dict)}))
+        module.__dict__.update(
+            {name: _copied(value, dtype) for name, value in held.items() if isinstance(value, torch.Tensor)}
+        )
     with torch.random.fork_rng(devices=[]):
         try:
             yield
