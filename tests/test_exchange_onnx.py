@@ -212,11 +212,18 @@ READ = {
     "a hundred samples": (chain(("Gemm", ["x", W, b], "y"), n_out=8, batch=100), Network()),
     "one sample alone": (chain(("Reshape", ["x", np.array([1, 6])], "f"), ("Gemm", ["f", W, b], "y"), n_out=8, batch=1),
                          Network()),
+    "weights that are inputs": (chain(("MatMul", ["x", "W"], "y"), opset=8), Network()),
+    "no units": (chain(("Gemm", ["x", np.ones((6, 0), "f"), np.ones(0, "f")], "z"), ("Tanh", ["z"], "a"),
+                       ("Gemm", ["a", np.ones((0, 4), "f"), c], "y")), Network(activations.tanh)),
     "another output": (
         chain(OUT, ("Softmax", ["o"], "y"), ("ReduceMax", ["y"], "best", {"axes": [1]}), n_out=8, more=["best"]),
         Network()),
     "something unused": (between(("Sin", ["z"], "u"), ("Relu", ["z"], "a")), Network()),
 }  # fmt: skip
+_of_old = READ["weights that are inputs"][0]  # before IR version 4
+_of_old.ir_version = 3
+_of_old.graph.initializer.append(onnx.numpy_helper.from_array(V[:6], "W"))
+_of_old.graph.input.append(helper.make_tensor_value_info("W", onnx.TensorProto.FLOAT, [6, 4]))
 
 EXPECTED = ", expected layers, Gemm or MatMul and Add with weights that are constants"
 # What is refused, and what is said.
@@ -224,15 +231,15 @@ REFUSED = {
     "residual": (chain(("Gemm", ["x", W[:, :6], b[:6]], "z"), ("Add", ["z", "x"], "y"), n_out=6), "node 1 is a Add"),
     "softmax between": (between(("Softmax", ["z"], "a")), "node 2 is a Gemm" + EXPECTED),
     "softmax over samples": (chain(OUT, ("Softmax", ["o"], "y", {"axis": 0})), "node 1 is a Softmax"),
-    "Elu of another alpha": (between(("Elu", ["z"], "a", {"alpha": 0.5})), "node 1 is a Elu, from which Elu make no"),
-    "relu6": (between(("Clip", ["z", np.float32(0), np.float32(6)], "a")), "node 1 is a Clip, from which Clip make"),
+    "Elu of another alpha": (between(("Elu", ["z"], "a", {"alpha": 0.5})), "node 1 is a Elu, and Elu is none of"),
+    "relu6": (between(("Clip", ["z", np.float32(0), np.float32(6)], "a")), "node 1 is a Clip, and Clip is none of"),
     "PRelu of several slopes": (
         between(("PRelu", ["z", np.linspace(0, 1, 8, dtype=np.float32)], "a")), "node 1 is a PRelu"),
-    "another factor": (between(("Mul", ["z", np.float32(2)], "a")), "node 1 is a Mul, from which Mul make no"),
-    "two activations": (between(("Relu", ["z"], "r"), ("Tanh", ["r"], "a")), "which Relu, Tanh make no"),
+    "another factor": (between(("Mul", ["z", np.float32(2)], "a")), "node 1 is a Mul, and Mul is none of"),
+    "two activations": (between(("Relu", ["z"], "r"), ("Tanh", ["r"], "a")), "and Relu, Tanh is none of"),
     "Selu": (between(("Selu", ["z"], "a")), "node 1 is a Selu" + EXPECTED),
     "scaled inputs": (chain(("Mul", ["x", np.float32(2)], "s"), ("Gemm", ["s", W, b], "y")), "node 0 is a Mul before"),
-    "another bias": (between(("Add", ["z", b], "a")), "node 1 is a Add, from which Add make no activation"),
+    "another bias": (between(("Add", ["z", b], "a")), "node 1 is a Add, and Add is none of"),
     "transA": (chain(("Gemm", ["x", W, b], "y", {"transA": 1})), "node 0 is a Gemm" + EXPECTED),
     "attention": (chain(("Transpose", ["x"], "t"), ("MatMul", ["x", "t"], "y")), "node 0 is a Transpose"),
     "a dropout that trains": (between(("Dropout", ["z", np.float32(0.5), np.array(True)], "a")), "node 1 is a Dropout"),
@@ -271,9 +278,7 @@ class TestRead:
     def test_gelu_by_tanh(self):
         model = between(("Gelu", ["z"], "a", {"approximate": "tanh"}), opset=20)
         if not hasattr(activations, "gelu_tanh"):
-            with pytest.raises(
-                ValueError, match="node 1 is a Gelu, from which Gelu make no activation that is shipped"
-            ):
+            with pytest.raises(ValueError, match="node 1 is a Gelu, and Gelu is none of"):
                 exchange.from_onnx(model)
             return
         params, network = exchange.from_onnx(model)

@@ -205,6 +205,10 @@ REFUSED = {
     "two dtypes": (nn.Sequential(linear(), linear().half()), "parameters of 2 dtypes, torch.float16, torch.float32"),
     "complex": (linear(dtype=torch.complex64), "weight has dtype torch.complex64, expected one of torch.float16"),
     "meta": (linear(device="meta"), "weight holds no values yet"),
+    "meta buffer": (
+        Calls(lambda m, x: m.a(x), a=linear(), b=nn.BatchNorm1d(3, affine=False, device="meta")),
+        "model is a Calls and cannot be run on 6 numbers per sample: Cannot copy out of meta tensor",
+    ),
     "recurrent": (nn.RNN(6, 4), "model gives a tuple"),
     "embedding": (nn.Sequential(nn.Embedding(6, 4), linear(4, 2)), "0 is a Embedding and cannot be run"),
 }  # fmt: skip

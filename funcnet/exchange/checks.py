@@ -100,4 +100,4 @@ def largest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     with np.errstate(all="ignore"):
         scale = np.where(np.isfinite(theirs), np.abs(theirs), 0).max(-1, keepdims=True, initial=0)
         errors = np.where(same, 0, np.abs(ours - theirs) / scale)
-    return float(np.nan_to_num(errors, nan=np.inf).max(initial=0))
+    return float(np.where(np.isnan(errors), np.inf, errors).max(initial=0))

@@ -138,7 +138,7 @@ def _function(onnx, model, part: Between, W, constants) -> Activation:
     if _passes(model, part):
         return identity
     line = np.concatenate([np.linspace(-30, 30, 121), np.geomspace(1e-3, 1e6, 60), -np.geomspace(1e-3, 1e6, 60)])
-    z = np.stack([np.roll(line, 7 * column) for column in range(W.shape[1])], axis=1)
+    z = np.stack([np.roll(line, 7 * column) for column in range(W.shape[1] or 1)], axis=1)
     wide = {name: a.astype(np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a for name, a in constants.items()}
     nodes = [model.graph.node[number] for number in part.nodes]
     (a,) = evaluated(onnx, model, nodes, wide | {part.start: z}, [part.end])
@@ -150,8 +150,8 @@ def _function(onnx, model, part: Between, W, constants) -> Activation:
     if not min(errors) <= 4 * max(float(jnp.finfo(W.dtype).eps), 1e-7):
         kinds = ", ".join(node.op_type for node in nodes if node.op_type not in _PASSES)
         raise ValueError(
-            f"{_named(model, part.nodes[0])}, from which {kinds} make no activation that is shipped, expected one of "
-            f"{', '.join(f.name for f in activations.SHIPPED)} or leaky_relu(SLOPE), at most one after each layer"
+            f"{_named(model, part.nodes[0])}, and {kinds} is none of "
+            f"{', '.join(f.name for f in activations.SHIPPED)} or leaky_relu(SLOPE), of which one may follow each layer"
         )
     return candidates[int(np.argmin(errors))]
 

@@ -24,9 +24,9 @@ _TORCH = {"identity": None, "relu": ("ReLU", {}), "leaky_relu": ("LeakyReLU", {}
 def from_torch(model: Any, network: Network | None = None) -> tuple[Params, Network]:
     """The weights of a PyTorch network of linear layers, `W = weight^T`, and what else the network is.
 
-    A module is run on random inputs in float64, in evaluation mode, on the CPU, and is left as it was. Its layers come in
-    the order in which it calls them, with the weights that it uses: after a parametrization or pruning, and twice if a
-    layer is called twice. `forward` then computes what the module does. A softmax, log-softmax or sigmoid at its end
+    A module is run on random inputs in float64, in evaluation mode, on the CPU, and is left as it was. Its layers come
+    in the order in which it calls them, with the weights that it uses: after a parametrization or pruning, and twice if
+    a layer is called twice. `forward` then computes what the module does. A softmax, log-softmax or sigmoid at its end
     goes into the loss of the network, so that it is `predict` that gives the module's outputs, or their exponential for
     a log-softmax. Without one the loss is the default, since a module says nothing of it:
     `dataclasses.replace(network, loss=...)` has another.

@@ -23,8 +23,6 @@ from funcnet.network import Network, Params, check_params
 _PLAIN = ("relu", "sigmoid", "tanh", "silu")
 _PASSES = {"detach", "alias", "clone", "view", "_unsafe_view", "squeeze", "unsqueeze", "_to_copy"}  # numbers stay
 _ENDS = {"_softmax": "softmax", "_log_softmax": "log_softmax"}
-
-
 _EXPECTED = (
     "torch.nn.Linear layers, each followed by at most one of "
     f"{', '.join(f.name.partition('(')[0] for f in activations.SHIPPED)}"
@@ -42,7 +40,8 @@ class Step(NamedTuple):
 
 def read_module(torch, model: Any, network: Network | None) -> tuple[Params, Network]:
     """The layers of a module in the order of their calls, and its network, compared with the module itself."""
-    while wrapped := getattr(model, "_orig_mod", isinstance(model, torch.nn.DataParallel) and model.module):
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    while wrapped := getattr(model, "_orig_mod", isinstance(model, parallel) and model.module):
         model = wrapped  # by torch.compile, or for several devices
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model is a ScriptModule, which cannot be followed: take the module that it was made of")
@@ -158,20 +157,20 @@ def _follow(torch, model, x) -> tuple[tuple[Step, ...], Any]:
             return result
 
     tensors = (*model.named_parameters(), *model.named_buffers())
-    state = {name: _copied(tensor, x.dtype) for name, tensor in tensors}
-    with _left_as_it_was(torch, model, x.dtype), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        for name, module in model.named_modules():
-            called = f"{name or 'model'} is a {type(module).__name__}"
-            module.register_forward_pre_hook(lambda *_, called=called: calls.append(called), prepend=True)
-            module.register_forward_hook(lambda *_: calls.pop() and None)
-        model.eval()
-        try:
+    try:
+        with _left_as_it_was(torch, model, x.dtype), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for name, module in model.named_modules():
+                called = f"{name or 'model'} is a {type(module).__name__}"
+                module.register_forward_pre_hook(lambda *_, called=called: calls.append(called), prepend=True)
+                module.register_forward_hook(lambda *_: calls.pop() and None)
+            model.eval()
+            state = {name: _copied(tensor, x.dtype) for name, tensor in tensors}
             with Recorder():
                 out = torch.func.functional_call(model, state, (inputs,))
-        except Exception as error:  # whatever a module of somebody's raises
-            what = str(error).strip().partition("\n")[0]
-            where = calls[-1] if calls else f"model is a {type(model).__name__}"
-            raise _CannotRunError(f"{where} and cannot be run on {x.shape[1]} numbers per sample: {what}") from error
+    except Exception as error:  # whatever a module of somebody's raises
+        what = str(error).strip().partition("\n")[0]
+        where = calls[-1] if calls else f"model is a {type(model).__name__}"
+        raise _CannotRunError(f"{where} and cannot be run on {x.shape[1]} numbers per sample: {what}") from error
     if id(out) not in chains or not out.is_floating_point():
         raise ValueError(f"model gives a {type(out).__name__}, expected one tensor that it computes from its input")
     steps = (*decisions, *chains[id(out)][1])
@@ -194,11 +193,11 @@ def _left_as_it_was(torch, model, dtype) -> Iterator[None]:
     for module in model.modules():
         held = dict(module.__dict__)
         before.append((module, held, {name: value.copy() for name, value in held.items() if isinstance(value, dict)}))
-        module.__dict__.update(
-            {name: _copied(value, dtype) for name, value in held.items() if isinstance(value, torch.Tensor)}
-        )
     with torch.random.fork_rng(devices=[]):
         try:
+            for module, held, _ in before:
+                tensors = {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
+                module.__dict__.update({name: _copied(tensor, dtype) for name, tensor in tensors.items()})
             yield
         finally:
             for module, held, inner in before:
