@@ -1,10 +1,12 @@
-"""Networks of PyTorch, scikit-learn and ONNX Runtime, imported and exported: those libraries are the oracle."""
+"""Networks of scikit-learn, imported and exported, StableHLO, and what is refused everywhere.
+
+PyTorch and ONNX have files of their own. The other libraries are the oracle.
+"""
 
 import pickle
 import re
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from exchanged import bits, close
 from jax import export
 from sklearn.base import clone
 from sklearn.metrics import accuracy_score, r2_score
@@ -20,33 +23,11 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 import funcnet
 from funcnet import Network, activations, exchange, losses
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `exchange`")
+onnx = pytest.importorskip("onnx", reason="needs the extra `exchange`")
 torch = pytest.importorskip("torch", reason="needs the extra `exchange`")
 
-nn = torch.nn
-ALL = (*activations.SHIPPED, activations.leaky_relu(0.25))
 SIZES = (6, 9, 8, 4)
 MINE = replace(losses.squared_error, name="mine")
-
-
-def close(a, b, tolerance):
-    """Whether two arrays agree relative to the largest entry."""
-    a, b = np.asarray(a), np.asarray(b)
-    return a.shape == b.shape and np.abs(a - b).max() <= tolerance * np.abs(b).max()
-
-
-def bits(params):
-    return [(leaf.dtype, leaf.shape, np.ascontiguousarray(leaf).tobytes()) for leaf in jax.tree.leaves(params)]
-
-
-def module(seed=0, sizes=SIZES, nonlinearity=torch.nn.ReLU, **settings):
-    torch.manual_seed(seed)
-    layers = []
-    for n_in, n_out in pairwise(sizes):
-        layers += [torch.nn.Linear(n_in, n_out, **settings), nonlinearity()]
-    return torch.nn.Sequential(*layers[:-1])
-
-
 SKLEARN = {"relu": "relu", "tanh": "tanh", "logistic": "sigmoid", "identity": "identity"}
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from exchanged import bits, close
 
 import funcnet
 from funcnet import Network, activations, exchange, losses
@@ -23,16 +24,6 @@ helper, nn = onnx.helper, torch.nn
 ALL = (*activations.SHIPPED, activations.leaky_relu(1 / 3))
 SIZES = (6, 9, 8, 4)
 MINE = replace(losses.squared_error, name="mine")
-
-
-def close(a, b, tolerance):
-    """Whether two arrays agree relative to the largest entry."""
-    a, b = np.asarray(a), np.asarray(b)
-    return a.shape == b.shape and np.abs(a - b).max() <= tolerance * np.abs(b).max()
-
-
-def bits(params):
-    return [(leaf.dtype, leaf.shape, np.ascontiguousarray(leaf).tobytes()) for leaf in jax.tree.leaves(params)]
 
 
 def run(model, x):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from exchanged import bits, close
 
 import funcnet
 from funcnet import Network, activations, exchange, losses
@@ -22,16 +23,6 @@ nn, F = torch.nn, torch.nn.functional
 ALL = (*activations.SHIPPED, activations.leaky_relu(0.25))
 SIZES = (6, 9, 8, 4)
 SIN = funcnet.Activation("sin", jnp.sin, lambda z, a: jnp.cos(z))
-
-
-def close(a, b, tolerance):
-    """Whether two arrays agree relative to the largest entry."""
-    a, b = np.asarray(a), np.asarray(b)
-    return a.shape == b.shape and np.nanmax(np.abs(a - b)) <= tolerance * np.nanmax(np.abs(b))
-
-
-def bits(params):
-    return [(leaf.dtype, leaf.shape, np.ascontiguousarray(leaf).tobytes()) for leaf in jax.tree.leaves(params)]
 
 
 def module(seed=0, sizes=SIZES, nonlinearity=torch.nn.ReLU, **settings):
