@@ -97,7 +97,7 @@ def as_array(name: str, value: Any) -> Any:
         raise ValueError(
             f"{name} has dtype {value.dtype}, expected numbers: {name}.astype('float32'), or of ids 'int32'"
         )
-    if value.dtype.kind in "iu" and value.dtype.itemsize == 8 and value.size and not jax.config.jax_enable_x64:
+    if value.dtype.kind in "iu" and value.dtype.itemsize == 8 and value.size and jnp.result_type(int) == np.int32:
         largest = max(value.max(), -int(value.min()) - 1)
         if largest > np.iinfo(np.int32).max:
             raise ValueError(f"{name} holds {largest}, which JAX would cut to 32 bits: set jax_enable_x64, or mend it")

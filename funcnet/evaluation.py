@@ -43,8 +43,9 @@ def evaluate(
     transform: Transform | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> Metrics:
-    """Mean loss and accuracy over a data set, or `R^2`. `y` and `sample_weight` as in `objective`, the rest as in
-    `forward_in_batches`.
+    """Mean loss and accuracy over a data set, or `R^2`.
+
+    `y` and `sample_weight` are as in `objective`, the rest as in `forward_in_batches`.
 
     Raises:
       ValueError: `x` and `y` of different lengths, no samples, and, outside jit, a class id out of range.

@@ -1,9 +1,12 @@
-"""Networks of PyTorch, scikit-learn and ONNX Runtime, imported and exported: those libraries are the oracle."""
+"""Networks of scikit-learn, imported and exported, StableHLO, and what is refused everywhere.
 
+PyTorch and ONNX have files of their own. The other libraries are the oracle.
+"""
+
+import pickle
 import re
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -11,236 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from exchanged import bits, close
 from jax import export
+from sklearn.base import clone
+from sklearn.metrics import accuracy_score, r2_score
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 import funcnet
 from funcnet import Network, activations, exchange, losses
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `exchange`")
+onnx = pytest.importorskip("onnx", reason="needs the extra `exchange`")
 torch = pytest.importorskip("torch", reason="needs the extra `exchange`")
 
-nn = torch.nn
-ALL = (*activations.SHIPPED, activations.leaky_relu(0.25))
 SIZES = (6, 9, 8, 4)
 MINE = replace(losses.squared_error, name="mine")
-
-
-def close(a, b, tolerance):
-    """Whether two arrays agree relative to the largest entry."""
-    a, b = np.asarray(a), np.asarray(b)
-    return a.shape == b.shape and np.abs(a - b).max() <= tolerance * np.abs(b).max()
-
-
-def bits(params):
-    return [(leaf.dtype, leaf.shape, np.ascontiguousarray(leaf).tobytes()) for leaf in jax.tree.leaves(params)]
-
-
-def module(seed=0, sizes=SIZES, nonlinearity=torch.nn.ReLU, **settings):
-    torch.manual_seed(seed)
-    layers = []
-    for n_in, n_out in pairwise(sizes):
-        layers += [torch.nn.Linear(n_in, n_out, **settings), nonlinearity()]
-    return torch.nn.Sequential(*layers[:-1])
-
-
-class TestTorch:
-    def test_outputs_gradients_and_ten_steps(self):
-        model = module(sizes=(20, 32, 16, 5))
-        params, network = exchange.from_torch(model)
-        rng = np.random.default_rng(0)
-        x, y = rng.standard_normal((64, 20), np.float32), rng.integers(0, 5, 64, dtype=np.int32)
-        x_torch, y_torch = torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
-        assert close(funcnet.forward(params, x, network), model(x_torch).detach(), 1e-6)
-
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for step in range(10):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x_torch), y_torch).backward()
-            grads = funcnet.backward(params, x, y, network)
-            if step == 0:
-                theirs = [leaf.grad.T if leaf.ndim == 2 else leaf.grad for leaf in model.parameters()]
-                for ours, g in zip(jax.tree.leaves(grads), theirs, strict=True):
-                    assert close(ours, g, 1e-5)
-            optimizer.step()
-            params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
-        for ours, p in zip(jax.tree.leaves(params), jax.tree.leaves(exchange.from_torch(model)[0]), strict=True):
-            assert close(ours, p, 1e-5)
-
-    @pytest.mark.usefixtures("x64")
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-    def test_there_and_back_bit_for_bit(self, dtype):
-        model = module(dtype=dtype)
-        params, network = exchange.from_torch(model)
-        back = exchange.to_torch(params, network)
-        for name, tensor in model.state_dict().items():
-            assert back.state_dict()[name].dtype == dtype
-            assert torch.equal(back.state_dict()[name], tensor)
-        again, same = exchange.from_torch(back.state_dict(), network)
-        assert bits(again) == bits(params)
-        assert same is network
-
-    @pytest.mark.parametrize("act", ALL, ids=lambda act: act.name)
-    def test_an_exported_network_computes_the_same(self, act):
-        params = oracle.network(0, SIZES, np.float32)
-        x = np.random.default_rng(1).standard_normal((7, 6), np.float32) * 4
-        network = Network(act, output=act)
-        model = exchange.to_torch(params, network)
-        assert close(model(torch.from_numpy(x)).detach(), funcnet.forward(params, x, network), 2e-6)
-        back, read = exchange.from_torch(model)
-        assert bits(back) == bits(params)
-        assert read.activations(3) == network.activations(3)
-
-    def test_weights_are_copies(self):
-        model = module()
-        params, _ = exchange.from_torch(model)
-        before = bits(params)
-        with torch.no_grad():
-            for p in model.parameters():
-                p.zero_()
-        assert bits(params) == before
-
-    def test_a_layer_without_bias_gets_one_of_zeros(self):
-        params, _ = exchange.from_torch(module(bias=False))
-        assert [b.shape for _, b in params] == [(9,), (8,), (4,)]
-        assert all((b == 0).all() for _, b in params)
-
-    def test_one_linear_layer_is_a_network(self):
-        params, network = exchange.from_torch(torch.nn.Linear(3, 2))
-        assert [W.shape for W, _ in params] == [(3, 2)]
-        assert network == Network()  # without hidden layers all are one
-
-    @pytest.mark.parametrize(
-        ("between", "network"),
-        [
-            ((nn.Tanh(), nn.Tanh()), Network(activations.tanh)),  # one for all, where it is the same
-            ((nn.Tanh(), nn.LeakyReLU(0.3), nn.Sigmoid()),
-             Network([activations.tanh, activations.leaky_relu(0.3)], activations.sigmoid)),
-            ((nn.LeakyReLU(), nn.Identity()), Network([activations.leaky_relu(), activations.identity])),
-            ((nn.Sequential(nn.SiLU(), nn.Dropout(0.5)), nn.ELU()), Network([activations.silu, activations.elu])),
-            ((nn.GELU(), nn.Softplus(), nn.Dropout()), Network([activations.gelu, activations.softplus])),
-        ],
-    )  # fmt: skip
-    def test_the_activations_are_read_layer_by_layer(self, between, network):
-        torch.manual_seed(0)
-        pairs = zip([nn.Linear(i, o) for i, o in pairwise(SIZES)], [*between, nn.Identity()][:3], strict=True)
-        model = nn.Sequential(nn.Flatten(), *(part for pair in pairs for part in pair))
-        params, read = exchange.from_torch(model)
-        assert read == network
-        x = np.random.default_rng(1).standard_normal((7, 6), np.float32)
-        assert close(funcnet.forward(params, x, read), model.eval()(torch.from_numpy(x)).detach(), 2e-6)
-
-    def test_a_module_that_calls_activations_as_functions_needs_a_network(self):
-        class Functional(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.first, self.last = nn.Linear(6, 9), nn.Linear(9, 4)
-
-            def forward(self, x):
-                return self.last(nn.functional.tanh(self.first(x)))
-
-        torch.manual_seed(0)
-        model, network = Functional(), Network([activations.tanh])
-        message = (
-            r"the module gives other outputs .* with Network\(hidden=identity\): by .*"
-            r"from_torch\(model, Network\(...\)\) says which"
-        )
-        with pytest.raises(ValueError, match=message):
-            exchange.from_torch(model)
-        params, same = exchange.from_torch(model, network)
-        assert same is network
-        x = np.random.default_rng(1).standard_normal((7, 6), np.float32)
-        assert close(funcnet.forward(params, x, network), model(torch.from_numpy(x)).detach(), 2e-6)
-        with pytest.raises(ValueError, match=r"other outputs .* with Network\(\): by"):
-            exchange.from_torch(model, Network())  # another than it calls
-        with pytest.raises(ValueError, match="hidden is a tuple of 2, expected an Activation or 1 of them"):
-            exchange.from_torch(model, Network([activations.tanh] * 2))
-
-    def test_a_state_dict_needs_a_network(self):
-        with pytest.raises(ValueError, match=r"holds weights and no activations: from_torch\(state, Network\(...\)\)"):
-            exchange.from_torch(module().state_dict())
-
-    @pytest.mark.parametrize(
-        ("model", "message"),
-        [
-            (nn.Sequential(nn.Conv2d(1, 2, 3)), "0 is a Conv2d, expected torch.nn.Linear layers, each followed by at "),
-            (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "1 is a BatchNorm1d, expected"),
-            (nn.Sequential(nn.Linear(3, 4), nn.Softmax(1), nn.Linear(4, 2)), "1 is a Softmax, expected"),
-            (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4, elementwise_affine=False)), "1 is a LayerNorm, expected"),
-            (nn.Sequential(nn.Linear(3, 4), nn.MaxPool1d(2), nn.Linear(2, 2)), "1 is a MaxPool1d, expected"),
-            (nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)), "1 is a PReLU, expected"),
-            (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Tanh()), "2 is a Tanh, expected"),
-            (nn.Sequential(nn.Tanh(), nn.Linear(3, 4)), "0 is a Tanh, expected"),
-            (nn.Bilinear(3, 3, 2), "model is a Bilinear, expected"),
-            (nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)), "layer 2: W has 5 rows, but layer 1"),
-            (nn.Linear(3, 2, dtype=torch.float64), "weight is float64, which JAX would round to float32"),
-        ],
-    )
-    def test_other_modules_are_refused_by_name(self, model, message):
-        with pytest.raises(ValueError, match=message):
-            exchange.from_torch(model)
-
-    @pytest.mark.parametrize(
-        ("state", "message"),
-        [
-            ({"0.weight": torch.ones(2, 3, 4)}, r"0.weight has shape \(2, 3, 4\), expected the weight"),
-            ({"0.scale": torch.ones(2)}, r"0.scale has shape \(2,\), expected the weight"),
-            ({}, "params is .*expected a list"),
-        ],
-    )
-    def test_other_state_dicts_are_refused_by_name(self, state, message):
-        with pytest.raises(ValueError, match=message):
-            exchange.from_torch(state, Network())
-
-    def test_what_computes_something_else_is_refused(self):
-        """Its parts are all known, but not what it does with them."""
-
-        class Residual(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layers = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
-
-            def forward(self, x):
-                return x + self.layers(x)
-
-        class Backwards(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.last, self.first, self.between = nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU()
-
-            def forward(self, x):
-                return self.last(self.between(self.first(x)))
-
-        class Cut(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layer = nn.Linear(6, 6)
-
-            def forward(self, x):
-                return self.layer(x)[:, :3]
-
-        torch.manual_seed(0)
-        models = [
-            Residual(),
-            Backwards(),
-            Cut(),
-            nn.Sequential(nn.Linear(6, 9), nn.GELU("tanh"), nn.Linear(9, 4)),
-            nn.Sequential(nn.Linear(6, 9), nn.ELU(0.5), nn.Linear(9, 4)),
-            nn.Sequential(nn.Linear(6, 9), nn.Softplus(2.0), nn.Linear(9, 4)),
-        ]
-        for model in models:
-            with pytest.raises(
-                ValueError, match="on random inputs the module gives other outputs than its layers, one"
-            ):
-                exchange.from_torch(model)
-
-    def test_an_unknown_activation_is_refused_by_name(self):
-        mine = funcnet.Activation("relu", lambda z: z, lambda z, a: z)  # the name alone does not make it one
-        for to in (exchange.to_torch, partial(exchange.to_onnx, "unused")):
-            with pytest.raises(ValueError, match=r"layer 1: the activation is relu, of which .* knows nothing"):
-                to(oracle.network(0, SIZES, np.float32), Network(mine))
-
-
 SKLEARN = {"relu": "relu", "tanh": "tanh", "logistic": "sigmoid", "identity": "identity"}
 
 
@@ -294,6 +81,102 @@ class TestSklearn:
         np.testing.assert_array_equal(self.predictions(back, x), self.predictions(estimator, x))
 
 
+NETWORKS = {  # outputs, and the loss
+    "binary": (1, losses.sigmoid_cross_entropy),
+    "multi-class": (3, losses.softmax_cross_entropy),
+    "multi-label": (4, losses.sigmoid_cross_entropy),
+    "one value": (1, losses.squared_error),
+    "several values": (3, losses.squared_error),
+}
+
+
+class TestAnEstimatorToGoOnWith:
+    """What `to_sklearn` gives is as good as one that scikit-learn made, and shares nothing with what it came from."""
+
+    @pytest.mark.usefixtures("x64")
+    @pytest.mark.parametrize("solver", ["sgd", "adam"])
+    @pytest.mark.parametrize("kind", NETWORKS)
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_goes_on_as_scikit_learn_itself_would(self, kind, solver, dtype):
+        """Another estimator is given the same weights by hand before its first step."""
+        K, loss = NETWORKS[kind]
+        x, y = sklearn_data(kind)
+        x, network = x.astype(dtype), Network(activations.tanh, loss=loss)
+        classes = np.unique(y) if kind in ("binary", "multi-class") else None
+        mine = oracle.network(0, (6, 8, 5, K), dtype)
+        before = bits(mine)
+        for params in (mine, jax.tree.map(jnp.array, mine)):
+            state = np.random.get_state()[1].tolist()  # noqa: NPY002 (scikit-learn's own, by default)
+            estimator = exchange.to_sklearn(params, network, classes=classes)
+            assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
+            assert all(w.flags.writeable and w.flags.owndata for w in [*estimator.coefs_, *estimator.intercepts_])
+            assert (estimator.t_, estimator.n_iter_, estimator.loss_curve_) == (0, 0, [])
+            assert estimator.best_loss_ == np.inf
+            assert not {"_optimizer", "loss_"} & vars(estimator).keys()
+            estimator = pickle.loads(pickle.dumps(estimator))
+            estimator.set_params(solver=solver, random_state=0, shuffle=False)
+            score = estimator.score(x, y)
+            p = np.asarray(funcnet.predict(params, x, network))
+            if "value" in kind:
+                want = r2_score(y, p)
+            else:
+                want = accuracy_score(y, classes[p.argmax(1)] if K == 3 else (p > 0.5).reshape(y.shape))
+            assert score == pytest.approx(want, rel=1e-4 if dtype == np.float32 else 1e-12)
+            make = MLPRegressor if "value" in kind else MLPClassifier
+            twin = make(hidden_layer_sizes=[8, 5], activation="tanh", solver=solver, random_state=0, shuffle=False)
+            settings = {} if "value" in kind else {"classes": np.arange(K) if classes is None else classes}
+            twin.partial_fit(x, y, **settings)
+            for ours, theirs in zip(mine, zip(twin.coefs_, twin.intercepts_, strict=True), strict=True):
+                for a, b in zip(ours, theirs, strict=True):
+                    b[...] = a
+            del twin._optimizer
+            twin.t_, twin.n_iter_, twin.loss_curve_, twin.best_loss_ = 0, 0, [], np.inf
+            for _ in range(3):
+                estimator.partial_fit(x, y)
+                twin.partial_fit(x, y)
+            for a, b in zip(estimator.coefs_, twin.coefs_, strict=True):
+                np.testing.assert_array_equal(a, b)
+            assert estimator.loss_curve_ == twin.loss_curve_
+            assert len(estimator.loss_curve_) == 3
+            assert bits(params) == before
+            assert (estimator.coefs_[0] != params[0][0]).any()
+
+    @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+    @pytest.mark.parametrize("kind", NETWORKS)
+    @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+    def test_fit_goes_on_from_the_weights_if_told_to(self, kind, solver):
+        K, loss = NETWORKS[kind]
+        x, y = sklearn_data(kind)
+        params, network = oracle.network(0, (6, 8, 5, K), np.float32), Network(loss=loss)
+        classes = np.unique(y) if kind in ("binary", "multi-class") else None
+        estimator = exchange.to_sklearn(params, network, classes=classes)
+        before = bits(params)
+        estimator.set_params(warm_start=True, solver=solver, max_iter=1, learning_rate_init=1e-5).fit(x, y)
+        assert bits(params) == before
+        if solver != "lbfgs":  # one step of which is no small one
+            assert np.abs(estimator.coefs_[0] - params[0][0]).max() < 1e-3
+        fresh = clone(estimator).set_params(warm_start=False, random_state=0).fit(x, y)
+        assert np.abs(fresh.coefs_[0] - params[0][0]).max() > 0.01
+        estimator.score(x, y)
+
+    @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+    @pytest.mark.parametrize("settings", [{"early_stopping": True}, {"warm_start": True}, {"solver": "lbfgs"}])
+    def test_reads_an_estimator_however_it_was_fitted(self, settings):
+        x, y = sklearn_data("multi-class")
+        estimator = MLPClassifier((8,), max_iter=15, random_state=0, **settings).fit(x, y).fit(x, y)
+        params, network = exchange.from_sklearn(estimator)
+        kept = [w.copy() for w in estimator.coefs_]
+        p = np.asarray(funcnet.predict(params, x.astype(np.float32), network))
+        np.testing.assert_allclose(p, estimator.predict_proba(x), atol=1e-5)
+        params = jax.tree.map(
+            lambda p, g: p - g, params, funcnet.backward(params, x[:2].astype(np.float32), np.array([0, 1]), network)
+        )
+        assert all((a == b).all() for a, b in zip(kept, estimator.coefs_, strict=True))
+        estimator.coefs_[0][...] = 0
+        assert np.asarray(exchange.from_sklearn(estimator)[0][0][0]).max() == 0
+        assert np.abs(np.asarray(params[0][0])).max() > 0
+
+
 class TestWhatSklearnHasNot:
     params = oracle.network(0, SIZES, np.float32)
 
@@ -311,6 +194,14 @@ class TestWhatSklearnHasNot:
             ({"network": Network(output=activations.tanh)}, "the output activation is tanh, scikit-learn has none but"),
             ({"network": Network(loss=MINE)}, "loss is mine, expected one of softmax"),
             ({"network": activations.tanh}, "network is tanh of type Activation, expected a Network"),
+            (
+                {"network": Network(compute_dtype="bfloat16")},
+                r"in bfloat16, .*dataclasses.replace\(network, compute_dtype=None",
+            ),
+            (
+                {"network": Network(loss=losses.squared_error), "classes": [0, 1]},
+                "classes are .*, a regression, which has",
+            ),
             ({"classes": [3, 2, 1, 0]}, "classes are .*, expected 4, ascending"),
             ({"classes": [0, 1]}, "classes are .*, expected 4, ascending"),
             (
@@ -336,55 +227,47 @@ class TestWhatSklearnHasNot:
         estimator = exchange.to_sklearn(self.params)
         with pytest.raises(ValueError, match="set jax_enable_x64"):
             exchange.from_sklearn(estimator, dtype=np.float64)
+        for dtype in (int, "float31"):
+            with pytest.raises(ValueError, match=r"dtype is .*, expected a floating dtype, e.g. 'float32'"):
+                exchange.from_sklearn(estimator, dtype=dtype)
 
 
-class TestOnnx:
-    def run(self, path, x):
-        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-        return session.run(None, {"x": x})[0]
-
-    @pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
-    @pytest.mark.parametrize("act", ALL, ids=lambda act: act.name)
-    def test_runs_as_predict_at_any_batch(self, tmp_path, act, loss):
-        params = oracle.network(0, SIZES, np.float32)
-        network = Network(act, act, loss)
-        exchange.to_onnx(tmp_path / "model.onnx", params, network)
-        for n in (1, 7, 128):
-            x = np.random.default_rng(n).standard_normal((n, 6), np.float32) * 3
-            assert close(self.run(tmp_path / "model.onnx", x), funcnet.predict(params, x, network), 1e-5)
-
-    def test_each_layer_has_its_own_activation(self, tmp_path):
-        params, network = oracle.network(0, SIZES, np.float32), Network((activations.tanh, activations.silu))
-        exchange.to_onnx(tmp_path / "model.onnx", params, network)
-        x = np.random.default_rng(0).standard_normal((7, 6), np.float32)
-        assert close(self.run(tmp_path / "model.onnx", x), funcnet.predict(params, x, network), 1e-5)
-
-    @pytest.mark.usefixtures("x64")
-    @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, np.float64])
-    def test_other_dtypes(self, tmp_path, dtype):
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), oracle.network(0, SIZES, np.float64))
-        exchange.to_onnx(tmp_path / "model.onnx", params)
-        x = np.random.default_rng(0).standard_normal((7, 6), np.float64 if dtype == np.float64 else np.float32)
-        got = self.run(tmp_path / "model.onnx", x)
-        assert got.dtype == x.dtype
-        assert close(got, funcnet.predict(params, x), 1e-6)
-
-    def test_a_custom_loss_is_refused_and_the_file_kept(self, tmp_path):
-        path = tmp_path / "model.onnx"
-        path.write_bytes(b"older")
-        with pytest.raises(ValueError, match="loss is mine, expected one of softmax_cross_entropy"):
-            exchange.to_onnx(path, oracle.network(0, SIZES, np.float32), Network(loss=MINE))
-        assert path.read_bytes() == b"older"
-        with pytest.raises(FileNotFoundError, match="there is no folder"):
-            exchange.to_onnx(tmp_path / "no" / "model.onnx", oracle.network(0, SIZES, np.float32))
-        assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+EXPORTS = {
+    "torch": exchange.to_torch,
+    "sklearn": exchange.to_sklearn,
+    "onnx": partial(exchange.to_onnx, "unused"),
+    "stablehlo": partial(exchange.to_stablehlo, "unused"),
+}
 
 
-def test_stablehlo_runs_any_activation_at_any_batch(tmp_path):
+@pytest.mark.parametrize("to", EXPORTS.values(), ids=EXPORTS)
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ([(torch.ones(3, 2), torch.ones(2))], "layer 1: W is a torch.Tensor, expected an array of JAX or NumPy"),
+        ([(np.ones((3, 2)), [0.0, 0.0])], "layer 1: b is a list, expected an array"),
+        ([("W", "b")], "layer 1: W is a str, expected an array"),
+        (["Wb"], r"layer 1: params\[0\] is the string 'Wb', expected a pair"),
+        ("weights.safetensors", r"params is the string 'weights.safetensors', expected a list \[\(W, b\)"),
+        ({"0.weight": np.ones((2, 3))}, r"(?s)params is \{.*\} of type dict, expected a list"),
+        (torch.nn.Linear(3, 2), r"params is Linear.* of type Linear, expected a list"),
+        (None, "params is None of type NoneType, expected a list"),
+        (np.ones((1, 2, 3)), r"params is an array of shape \(1, 2, 3\), expected a list"),
+        ([np.ones((3, 2))], r"layer 1: params\[0\] is an array of shape \(3, 2\), expected a pair"),
+        ([(np.ones((3, 2), int), np.ones(2, int))], "layer 1: W has dtype int64, expected one floating dtype"),
+    ],
+)
+def test_what_is_no_list_of_layers_is_refused_in_words(to, params, message):
+    with pytest.raises(ValueError, match=message):
+        to(params)
+
+
+def test_stablehlo_runs_any_activation_at_any_batch(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     square = funcnet.Activation("square", lambda z: z * z, lambda z, a: 2 * z)
     params = oracle.network(0, SIZES, np.float32)
     network = Network(square)
-    exchange.to_stablehlo(tmp_path / "network", params, network)
+    exchange.to_stablehlo("~/network", params, network)
     exported = export.deserialize(bytearray((tmp_path / "network").read_bytes()))
     assert re.search(r"stablehlo\.|module", exported.mlir_module())
     for n in (1, 7, 128):

@@ -191,7 +191,7 @@ def test_half_precision_within_optax(name, dtype):
     params = funcnet.init(jax.random.key(0), (4, 3), dtype=dtype)
     for optimizer in (
         optax.apply_if_finite(ours, 3),
-        optax.conditionally_transform(ours, lambda step: step > 0),
+        optax.conditionally_transform(ours, lambda step: jnp.asarray(step) > 0),
         optax.chain(ours, optax.ema(0.9)),
         optax.MultiSteps(ours, 2),
     ):

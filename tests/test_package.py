@@ -35,13 +35,17 @@ ORDER = ["activations", "losses", "initializers", "network", "products", "calls"
          "per_sample", "curvature", "schedules", "optimizers", "regularizers", "evaluation", "training", "sharding",
          "distortions", "extras", "files", "datasets", "weights", "exchange", "checkpoints", "plotting",
          "testing"]  # fmt: skip
-ORDER_OF_TESTING = ["trees", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
-                    "__init__", "__main__"]  # fmt: skip
-PARTS = {"datasets": ["idx", "arrays", "own_files", "__init__"],
-         "checkpoints": ["fingerprints", "leaves", "damage", "__init__"], "testing": ORDER_OF_TESTING}  # fmt: skip
+PARTS = {
+    "datasets": ["idx", "arrays", "own_files", "__init__"],
+    "exchange": ["checks", "torch_tensors", "torch_module", "torch", "sklearn", "onnx", "onnx_nodes", "from_onnx",
+                 "stablehlo", "__init__"],
+    "checkpoints": ["fingerprints", "leaves", "damage", "__init__"],
+    "testing": ["trees", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks", "__init__",
+                "__main__"],
+}  # fmt: skip
 INTERNAL = {"calls", "extras", "files", "sweeps", "clipping"}  # modules that only others use
 MODULES = [f"funcnet.{name}" for name in ORDER]
-MODULES += [f"funcnet.testing.{name}" for name in ORDER_OF_TESTING if name != "__init__"]
+MODULES += [f"funcnet.{package}.{name}" for package in PARTS for name in PARTS[package] if name != "__init__"]
 
 
 def source_of(name):
@@ -117,7 +121,7 @@ def test_no_derivative_rule_is_registered():
 @pytest.mark.parametrize("name", ["funcnet", *MODULES])
 def test_all_says_what_is_public(name):
     module = importlib.import_module(name)
-    if name.startswith("funcnet.testing.") and not hasattr(module, "__all__"):
+    if name.rpartition(".")[0] != "funcnet" and not hasattr(module, "__all__"):
         return  # its public names are those of the package
     assert len(set(module.__all__)) == len(module.__all__) > 0
     assert all(hasattr(module, public) for public in module.__all__)
@@ -135,7 +139,8 @@ def functions():
     """All functions but private ones, and whether each is public: those of `testing` are what the package offers."""
     for name in MODULES:
         module = importlib.import_module(name)
-        public = getattr(module, "__all__", [*funcnet.testing.__all__, "matrix", "main"])
+        package = importlib.import_module(name.rpartition(".")[0])
+        public = getattr(module, "__all__", [*package.__all__, "matrix", "main"])
         for node in ast.parse(source_of(name)).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 yield pytest.param(node, node.name in public, id=f"{name.removeprefix('funcnet.')}.{node.name}")

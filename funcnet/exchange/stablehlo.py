@@ -1,0 +1,45 @@
+"""StableHLO: `predict` as a program, for JAX without funcnet and for other runtimes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from funcnet.exchange.checks import check_exported
+from funcnet.extras import import_extra
+from funcnet.files import write_atomically
+from funcnet.mlp import predict
+from funcnet.network import Network, Params
+
+
+def to_stablehlo(
+    path: str | os.PathLike[str],
+    params: Params,
+    network: Network = Network(),
+) -> None:
+    """Write `predict` as a StableHLO program, its weights inside, for CPU, GPU and TPU and any batch size.
+
+    `export.deserialize(bytearray(path.read_bytes())).call(x)`, after `from jax import export`, runs it without funcnet;
+    other runtimes read it, too.
+
+    Args and errors as in `to_onnx`, but any activation and any loss will do, and it is flatbuffers that is needed.
+
+    >>> import tempfile, pathlib, funcnet
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "network"
+    >>> params = funcnet.init(jax.random.key(0), (4, 3))
+    >>> to_stablehlo(path, params)
+    >>> p = export.deserialize(bytearray(path.read_bytes())).call(jnp.ones((7, 4)))
+    >>> bool(jnp.allclose(p, funcnet.predict(params, jnp.ones((7, 4)))))
+    True
+    """
+    import_extra("flatbuffers", "exchange")  # JAX writes programs with it, and would not name it
+    check_exported(params, network, exact=False)
+    (n,) = export.symbolic_shape("n")
+    x = jax.ShapeDtypeStruct((n, params[0][0].shape[0]), jnp.promote_types(params[0][0].dtype, jnp.float32))
+    predictor = jax.jit(lambda x: predict(params, x, network))
+    exported = export.export(predictor, platforms=("cpu", "cuda", "tpu"))(x)
+    write_atomically(Path(path).expanduser(), bytes(exported.serialize()))

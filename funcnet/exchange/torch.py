@@ -1,0 +1,161 @@
+"""PyTorch: a module is run and followed, operation by operation; a state dict is taken at its word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet.exchange.checks import check_exported, known
+from funcnet.exchange.torch_module import read_module
+from funcnet.exchange.torch_tensors import from_tensor, to_tensor
+from funcnet.extras import import_extra
+from funcnet.network import Network, Params, check_network, check_params
+
+# What PyTorch calls an activation, and its settings there; `None` needs no layer of its own.
+_TORCH = {"identity": None, "relu": ("ReLU", {}), "leaky_relu": ("LeakyReLU", {}), "sigmoid": ("Sigmoid", {}),
+          "tanh": ("Tanh", {}), "softplus": ("Softplus", {}), "elu": ("ELU", {}), "silu": ("SiLU", {}),
+          "gelu": ("GELU", {}), "gelu_tanh": ("GELU", {"approximate": "tanh"})}  # fmt: skip
+
+
+def from_torch(model: Any, network: Network | None = None) -> tuple[Params, Network]:
+    """The weights of a PyTorch network of linear layers, `W = weight^T`, and what else the network is.
+
+    A module is run on random inputs in float64, in evaluation mode, on the CPU, and is left as it was. Its layers come
+    in the order in which it calls them, with the weights that it uses: after a parametrization or pruning, and twice if
+    a layer is called twice. `forward` then computes what the module does. A softmax, log-softmax or sigmoid at its end
+    goes into the loss of the network, so that it is `predict` that gives the module's outputs, or their exponential for
+    a log-softmax. Without one the loss is the default, since a module says nothing of it:
+    `dataclasses.replace(network, loss=...)` has another.
+
+    Args:
+      model: a module, or the state dict of one: `(n_out, n_in)` weights and `(n_out,)` biases, on any device, in the
+        order of the layers, or of their numbers where only those differ; also within the dictionary of a checkpoint,
+        as `torch.load(path, weights_only=True)` opens it. A layer without a bias gets one of zeros.
+      network: its activations; needed for a state dict, which holds none, and for a module with activations that
+        are not shipped.
+
+    Returns:
+      `[(W, b), ...]` in the dtype that they have there, and copies: training here changes nothing there. And the
+      `Network`.
+
+    Raises:
+      ValueError: the module is something else than linear layers and activations, named, or computes something else
+        than they do; or the weights do not follow each other. Weights are float64 and `jax_enable_x64` is not set.
+      ImportError: torch is not installed.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> params, network = from_torch(model)
+    >>> [(W.shape, b.shape) for W, b in params], network
+    ([((4, 8), (8,)), ((8, 3), (3,))], Network(hidden=tanh))
+    """
+    torch = import_extra("torch", "exchange")
+    if network is not None:
+        check_network(network)
+    if isinstance(model, torch.nn.Module):
+        return read_module(torch, model, network)
+    state = _state_dict(torch, model)
+    if network is None:
+        raise ValueError("a state dict holds weights and no activations: from_torch(state, Network(...)) says them")
+    params = _layers(torch, state)
+    check_params(params)
+    network.activations(len(params))
+    return params, network
+
+
+def to_torch(params: Params, network: Network = Network()) -> Any:
+    """A `torch.nn.Sequential` that computes what `forward` does, with copies of the weights.
+
+    Half-precision weights compute in half precision there; `.float()` makes it float32, as here.
+
+    Args:
+      params: float16, bfloat16, float32 or float64.
+      network: its activations are shipped ones. PyTorch's losses take logits as well, so the loss is not in it.
+
+    Returns:
+      The module; `from_torch` gives the same weights back, bit for bit.
+
+    Raises:
+      ValueError: an activation is not a shipped one, so PyTorch's name for it is not known; or the network rounds the
+        factors of its products.
+      ImportError: torch is not installed.
+
+    >>> from funcnet import tanh
+    >>> to_torch([(np.ones((4, 3), np.float32), np.zeros(3, np.float32))], Network(output=tanh))
+    Sequential(
+      (0): Linear(in_features=4, out_features=3, bias=True)
+      (1): Tanh()
+    )
+    """
+    torch = import_extra("torch", "exchange")
+    check_exported(params, network)
+    modules = []
+    for l, ((W, b), f) in enumerate(zip(params, network.activations(len(params)), strict=True), 1):
+        layer = torch.nn.utils.skip_init(torch.nn.Linear, *W.shape)
+        layer.weight = torch.nn.Parameter(to_tensor(torch, np.asarray(W).T))
+        layer.bias = torch.nn.Parameter(to_tensor(torch, b))
+        theirs, slope = known(f, f"layer {l}", _TORCH, "PyTorch")
+        modules.append(layer)
+        if theirs:
+            name, settings = theirs
+            modules.append(getattr(torch.nn, name)(**settings | ({} if slope is None else {"negative_slope": slope})))
+    return torch.nn.Sequential(*modules)
+
+
+def _state_dict(torch, value) -> Mapping[str, Any]:
+    """The one state dict that a value is, or holds."""
+    wanted = (
+        "expected a torch.nn.Module or the state dict of one, {'0.weight': ..., '0.bias': ...}, which may be within "
+        "the dictionary of a checkpoint: torch.load(path, weights_only=True) opens a file"
+    )
+    if not isinstance(value, Mapping):
+        raise ValueError(f"model is {' '.join(repr(value).split()):.80} of type {type(value).__name__}, {wanted}")
+    found = dict(_state_dicts(torch, value, "model"))
+    if not found:
+        held = ", ".join(f"{name!r} ({type(item).__name__})" for name, item in [*value.items()][:10])
+        raise ValueError(f"model is a dictionary of {held or 'nothing'} and holds no weights, {wanted}")
+    if len(found) > 1:
+        raise ValueError(f"model holds several state dicts: pass one of {', '.join(found)}")
+    return found.popitem()[1]
+
+
+def _state_dicts(torch, value, path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if any(isinstance(item, torch.Tensor) and str(name).endswith("weight") for name, item in value.items()):
+        yield path, value
+        return
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _state_dicts(torch, item, f"{path}[{name!r}]")
+
+
+def _layers(torch, state) -> Params:
+    """The layers of a state dict, in its order; by number where their names differ in nothing else."""
+    tensors = {str(name): tensor for name, tensor in state.items()}
+    prefixes = {
+        name.removesuffix("weight"): None
+        for name, tensor in tensors.items()
+        if name.rpartition(".")[2] == "weight" and getattr(tensor, "ndim", 0) == 2
+    }
+    for name, tensor in tensors.items():
+        if name.removesuffix("weight") not in prefixes and name.removesuffix("bias") not in prefixes:
+            shape = (
+                f"shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else f"type {type(tensor).__name__}"
+            )
+            raise ValueError(
+                f"{name} has {shape}, expected the weight (n_out, n_in) or the bias of a linear layer; "
+                "from_torch(module) reads what a module computes"
+            )
+    if len({re.sub(r"\d+", "0", prefix) for prefix in prefixes}) == 1:  # files of safetensors have 10 before 2
+        prefixes = sorted(prefixes, key=lambda prefix: [int(digits) for digits in re.findall(r"\d+", prefix)])
+    params = []
+    for prefix in prefixes:
+        W = from_tensor(torch, f"{prefix}weight", tensors[f"{prefix}weight"]).T
+        bias = tensors.get(f"{prefix}bias")
+        params.append(
+            (W, jnp.zeros(W.shape[1], W.dtype) if bias is None else from_tensor(torch, f"{prefix}bias", bias))
+        )
+    return params
