@@ -49,7 +49,8 @@ sys.exit(train_mnist.main())
 def start(*arguments, devices=8, program=(str(SCRIPT),)):
     """The script as a process. Of the same number of devices, it computes the same bits as this one."""
     flags = os.environ.get("XLA_FLAGS", "").replace("device_count=8", f"device_count={devices}")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    precision = str(jax.config.jax_default_matmul_precision)  # decides the bits, and so --resume minds it
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_DEFAULT_MATMUL_PRECISION": precision}
     environment.pop("FUNCNET_DATA", None)
     command = [sys.executable, *program, *map(str, arguments)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -22,7 +22,6 @@ import pytest
 import results
 import train_mnist
 from matplotlib import image
-from matplotlib.figure import Figure
 from mnist import data, processes, program, run_folder
 from mnist import settings as run_settings
 from mnist.recipes import RECIPES
@@ -76,15 +75,15 @@ def everything(tmp_path_factory):
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory):
     """A run that has learnt something, with its pictures and the figures that they are of."""
-    figures, savefig = {}, Figure.savefig
+    figures, write_picture = {}, run_folder.write_picture
 
-    def save(figure, path, **options):
+    def save(path, figure):
         figures[path.name] = figure
-        savefig(figure, path, **options)
+        write_picture(path, figure)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_mnist, "draw", DRAW)
-        patch.setattr(Figure, "savefig", save)
+        patch.setattr(run_folder, "write_picture", save)
         result = train(digits(tmp_path_factory.mktemp("learnt"), epochs=20, lr=1e-2))
     return result, figures
 
@@ -473,18 +472,22 @@ def same_handlers():
         signal.signal(number, handler)
 
 
-def test_a_ctrl_c_that_a_callback_might_lose(monkeypatch, same_handlers):
-    """Before the first epoch the handler itself ends the process; what is lost later is minded at the next epoch."""
+def test_ctrl_c_ends_the_process_only_where_nothing_is_lost(monkeypatch, same_handlers):
+    """Before the first epoch and after the weights are saved; in between it is noted, however often it comes."""
     monkeypatch.setattr(processes, "leave", lambda: sys.exit(130))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    asked_to_stop = processes.told_to_stop()
+    asked_to_stop, all_saved = processes.told_to_stop()
     with pytest.raises(SystemExit):
         signal.raise_signal(signal.SIGINT)
     assert not asked_to_stop(0)
-    with pytest.raises(KeyboardInterrupt):
+    for _ in range(3):
         signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         asked_to_stop(1)
+    signal.raise_signal(signal.SIGINT)
+    all_saved()
+    with pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
@@ -557,9 +560,11 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
     state = training.init_state([(np.ones((2, 3), np.float32), np.ones(3, np.float32))], optimizers.sgd(0.1))
     never = program.build(config, whole, key)._replace(state=state, epoch=lambda *args: (None, None))
     with train_mnist.checkpoints.open_folder(tmp_path / "checkpoints") as folder:
-        state, history, stopped = train_mnist.fit(config, whole, never, key, None, tmp_path, folder, lambda done: False)
+        params, history, stopped = train_mnist.fit(
+            config, whole, never, key, None, tmp_path, folder, lambda done: False
+        )
     assert (history, stopped) == ([], True)
-    np.testing.assert_array_equal(state.params[0][0], np.ones((2, 3)))
+    np.testing.assert_array_equal(params[0][0], np.ones((2, 3)))
 
 
 @pytest.mark.parametrize(

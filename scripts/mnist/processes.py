@@ -6,8 +6,10 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn, TextIO
 
 import jax
 import numpy as np
@@ -31,6 +33,11 @@ def join(config: Config) -> None:
       ValueError: settings that do not belong together.
     """
     given = config.processes is not None, config.process is not None
+    if config.processes is not None and config.process is not None and not 0 <= config.process < config.processes:
+        raise ValueError(
+            f"--process is {config.process} and --processes {config.processes}, expected a number of 0 or more "
+            "and a larger one"
+        )
     if config.coordinator in (None, "auto"):
         if any(given):
             raise ValueError("--processes and --process belong to --coordinator host:port")
@@ -90,23 +97,27 @@ def agreed(wish: bool) -> bool:
     return bool(broadcast_one_to_all(np.bool_(wish))) if jax.process_count() > 1 else wish
 
 
-def told_to_stop() -> Callable[[int], bool]:
-    """Whether SIGTERM has come, as a function of the epochs done; several processes agree on after which they stop.
+def told_to_stop() -> tuple[Callable[[int], bool], Callable[[], None]]:
+    """From here on Ctrl-C and SIGTERM are minded.
 
-    Also minds Ctrl-C. Where there is nothing to keep (before the first epoch), or one process alone cannot keep it,
-    it ends the process at once. Otherwise it is a KeyboardInterrupt, and here again if that was lost: callbacks such as
-    JAX's for the garbage collector lose it.
+    While there is something to lose, Ctrl-C, however often it comes, is no more than noted: between two epochs, the one
+    place where nothing is half done, it is a KeyboardInterrupt. (Python would not hear of it sooner: an epoch is one
+    call.) Before the first epoch, once all is saved, and where one process of several cannot keep anything, it ends the
+    process at once.
+
+    Returns:
+      `asked`, of the epochs done: whether SIGTERM has come; several processes agree on after which they stop. It raises
+      KeyboardInterrupt after Ctrl-C. And `saved`, to be called when nothing can be lost any more.
     """
-    epochs_begun, terminated, interrupted = threading.Event(), threading.Event(), threading.Event()
+    something_to_lose, terminated, interrupted = threading.Event(), threading.Event(), threading.Event()
 
     def interrupt(*_):
-        if not epochs_begun.is_set() or jax.process_count() > 1:
+        if not something_to_lose.is_set() or jax.process_count() > 1:
             leave()
         interrupted.set()
-        raise KeyboardInterrupt
 
     def asked(done: int) -> bool:
-        epochs_begun.set()
+        something_to_lose.set()
         if interrupted.is_set():
             raise KeyboardInterrupt
         return reached_preemption_sync_point(done) if jax.process_count() > 1 else terminated.is_set()
@@ -115,7 +126,7 @@ def told_to_stop() -> Callable[[int], bool]:
         signal.signal(signal.SIGINT, interrupt)
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, lambda *_: terminated.set())
-    return asked
+    return asked, something_to_lose.clear
 
 
 def give_up() -> int:
@@ -128,5 +139,55 @@ def give_up() -> int:
 
 def leave() -> NoReturn:
     """End the process after Ctrl-C. XLA may be compiling in other threads, and does not survive an ordinary exit."""
-    os.write(2, b"train_mnist: interrupted\n")  # in a signal handler, `print` may meet itself
+    with suppress(OSError):
+        os.write(2, b"train_mnist: interrupted\n")  # in a signal handler, `print` may meet itself
     os._exit(INTERRUPTED)
+
+
+@contextmanager
+def unfailing_streams() -> Iterator[None]:
+    """A standard output or error that is full, closed, broken or of few characters does not fail the run."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # one was closed: the next file that is opened, of weights, say, would have been taken for it
+    os.close(fd)
+    out, err = (Unfailing(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: PTH123, SIM115
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()
+
+
+@dataclass(frozen=True)
+class Unfailing:
+    """A stream that becomes the null device when it fails."""
+
+    stream: TextIO
+
+    def __post_init__(self):
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="backslashreplace")  # for names that it cannot encode
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, if that is possible."""
+        self._attempt(lambda: (self.stream.write(text), self.stream.flush()))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if that is possible."""
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except (OSError, ValueError) as error:  # a ValueError of a closed one
+            with suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self.stream.fileno())  # what it still holds goes there, too, at the end
+                os.close(null)
+            if self.stream is sys.__stdout__:
+                say(f"standard output: {error}; the run goes on without")
