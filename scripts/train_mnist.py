@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ from mnist.settings import (
 )
 from tqdm import tqdm
 
-from funcnet import Params, checkpoints, evaluation, plotting, softmax_cross_entropy, summary, training, weights
+from funcnet import Params, checkpoints, evaluation, plotting, softmax_cross_entropy, summary, weights
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def fit(
     saved_at = time.monotonic()
     samples = len(data.targets) * config.ensemble
     whole = copy(state)  # the epoch takes `state` over; this stays if it does not come back
-    best = copy(start["best"]) if config.patience else None
+    best: Params = copy(start["best"]) if config.patience else []
     interrupted = False
     progress = tqdm(
         total=config.epochs, initial=len(history), unit="epoch", dynamic_ncols=True, disable=not is_writer()
@@ -205,9 +206,10 @@ def fit(
                     scores = evaluate(program, program.weights(state), validation)
                     row |= {f"validation_{name}": scores[name] for name in ("loss", "accuracy") if name in scores}
                 row["seconds"] = round(time.perf_counter() - began, 3)
-                whole, history, epoch_key = copy(state), [*history, row], next_key
-                if config.patience and best_epoch(config, history) == number:
-                    best = program.weights(whole)
+                newest, rows = copy(state), [*history, row]
+                better = config.patience and best_epoch(config, rows) == number
+                best = program.weights(newest) if better else best
+                whole, history, epoch_key = newest, rows, next_key
                 run_folder.write_metrics(run_dir, history)
                 progress.set_postfix_str(
                     f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}, "
@@ -221,11 +223,12 @@ def fit(
             interrupted = True
             save()
         checkpoints.wait(folder)
-    except OSError:  # a full disk has room for the weights where it has none for a checkpoint
+    except OSError as error:  # a full disk has room for the weights where it has none for a checkpoint
         if jax.process_count() == 1:
             run_folder.remove_half_checkpoints(run_dir)
             with suppress(OSError):
                 run_folder.save_weights(program.members(kept()), program.network, config, run_dir)
+                error.add_note(f"the weights of epoch {best_epoch(config, history)} are in {run_dir}")
         raise
     finally:
         progress.close()
@@ -237,7 +240,7 @@ def best_epoch(config: Config, history: list[dict[str, float]]) -> int:
     if not config.patience:
         return len(history)
     sound = [(row["validation_loss"], row["epoch"]) for row in history if row["validation_loss"] < math.inf]  # no NaN
-    return min(sound, default=(math.inf, 0))[1]
+    return int(min(sound, default=(math.inf, 0))[1])
 
 
 def strength(config: Config, number: int) -> np.float32:
@@ -352,9 +355,9 @@ def all_finite(params: Params) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
-def copy(state: training.TrainState) -> training.TrainState:
+def copy(tree: Any) -> Any:
     """A copy that outlives the donation of the original."""
-    return jax.tree.map(jnp.copy, state)
+    return jax.tree.map(jnp.copy, tree)
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import jax
-import jaxlib
+from jaxlib.version import __version__ as jaxlib_version
 
 # Under another one of these a run draws other numbers, or computes in another precision.
 DECISIVE = (
@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
     return plain | {
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", "").strip(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib_version,
         "device": jax.devices()[0].device_kind,
     }
 

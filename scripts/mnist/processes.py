@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather, reached_preemption_sync_point
-from mnist.settings import Config
+from mnist.settings import LARGEST, Config
 
 from funcnet import sharding
 
@@ -32,28 +33,27 @@ def join(config: Config) -> None:
     Raises:
       ValueError: settings that do not belong together.
     """
-    given = config.processes is not None, config.process is not None
-    if config.processes is not None and config.process is not None and not 0 <= config.process < config.processes:
-        raise ValueError(
-            f"--process is {config.process} and --processes {config.processes}, expected a number of 0 or more "
-            "and a larger one"
-        )
+    processes, process = config.processes, config.process
     if config.coordinator in (None, "auto"):
-        if any(given):
+        if processes is not None or process is not None:
             raise ValueError("--processes and --process belong to --coordinator host:port")
         if config.coordinator is None:
             return
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     else:
-        if not re.fullmatch(r".+:\d+", config.coordinator):
+        address = re.fullmatch(r".+:(\d{1,5})", config.coordinator)
+        if address is None or int(address[1]) > 65535:
             raise ValueError(f"--coordinator is {config.coordinator!r}, expected host:port or auto")
-        if not all(given):
+        if processes is None or process is None:
             raise ValueError(
                 "--coordinator host:port needs --processes and --process: how many there are, which this is"
             )
-        jax.distributed.initialize(
-            config.coordinator, config.processes, config.process, heartbeat_timeout_seconds=HEARTBEAT
-        )
+        if not 0 <= process < processes <= LARGEST:
+            raise ValueError(
+                f"--process is {process} and --processes {processes}, expected whole numbers, from 0 and up to one "
+                f"less than all of them, which are at most {LARGEST}"
+            )
+        jax.distributed.initialize(config.coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
     everything = jax.device_count()
     if jax.process_count() > 1 and (not config.mesh or sharding.make_mesh(config.mesh).size < everything):
         raise ValueError(
@@ -166,7 +166,7 @@ class Unfailing:
     stream: TextIO
 
     def __post_init__(self):
-        if hasattr(self.stream, "reconfigure"):
+        if isinstance(self.stream, TextIOWrapper):
             self.stream.reconfigure(errors="backslashreplace")  # for names that it cannot encode
 
     def __getattr__(self, name: str) -> Any:

@@ -124,7 +124,7 @@ def check_memory(config: Config, data: Data, optimizer: optimizers.Optimizer) ->
     ]
     state = jax.eval_shape(partial(training.init_state, optimizer=optimizer), params)
     one = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    views = config.views * max(len(part.labels) for part in data.parts.values()) * data.classes * 4
+    views = config.views * len(data.parts["test" if config.test else "validation"].labels) * data.classes * 4
     first = " ".join(map(str, config.hidden_sizes[:9]))
     needs = {
         f"--hidden-sizes {first}: the weights and what the optimizer keeps of them": 2 * one * config.ensemble,

@@ -19,7 +19,7 @@ from funcnet.distortions import Distortion
 NO_DISTORTION = Distortion()
 ENVIRONMENT = "environment"  # under which config.json has what is no setting
 LONGEST_FILE = 1_000_000  # bytes
-LARGEST = 2**31 - 1  # JAX's own integers end there
+LARGEST, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # where JAX's own integers end, and its floats
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,8 @@ def check(config: Config) -> None:
         if not _fits(kept[name], hint):
             raise ValueError(f"{_flag(name)} is {_short(kept[name])}, expected {_in_words(hint)}")
     for flag, value in _floats(config).items():
-        if not math.isfinite(value) and (flag, value) != ("--checkpoint-every", math.inf):
-            raise ValueError(f"{flag} is {value}, expected a finite number")
+        if not abs(value) <= LARGEST_FLOAT and (flag, value) != ("--checkpoint-every", math.inf):
+            raise ValueError(f"{flag} is {value}, expected a finite number in the range of float32")
     least = {"epochs": 0, "batch_size": 1, "ensemble": 1, "lr": 0, "weight_decay": 0, "weight_limit": 0,
              "vat_radius": 0, "validation": 0, "fold": 0, "seed": 0, "views": 1, "accumulate": 1, "patience": 0,
              "checkpoint_every": 0, "keep": 1}  # fmt: skip
@@ -301,6 +301,8 @@ def check(config: Config) -> None:
         largest = 2**32 - 1 if name == "seed" else LARGEST  # a key is made of 32 bits of the seed
         if isinstance(value, int) and value > largest:
             raise ValueError(f"{_flag(name)} is {_short(value)}, expected at most {largest}")
+    if len(config.activation) > 100:
+        raise ValueError(f"--activation is {_short(config.activation)}, expected the name of one")
     activations.from_name(config.activation)
     for width in config.hidden_sizes:
         if width < 1:
@@ -320,7 +322,7 @@ def check(config: Config) -> None:
             raise ValueError(f"--upright has {width}, expected a positive number of pixels, or 0 for an image's own")
     if len(config.upright) not in (0, 1, config.ensemble):
         raise ValueError(
-            f"--upright has {len(config.upright)} widths, {config.upright}, expected one, such as 0, or "
+            f"--upright has {len(config.upright)} widths, {_short(config.upright)}, expected one, such as 0, or "
             f"one for each network of --ensemble {config.ensemble}"
         )
     if config.distortion == NO_DISTORTION and (config.views > 1 or config.soft_finish):
