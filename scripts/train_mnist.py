@@ -7,10 +7,9 @@ python scripts/train_mnist.py --recipe distort      # --help lists the recipes
 What it stands on is in `mnist/`: settings, recipes, data, program, run folder, processes, environment.
 """
 
-import logging
 import math
+import re
 import sys
-import threading
 import time
 import traceback
 import zlib
@@ -37,6 +36,7 @@ from mnist.processes import (
     is_writer,
     join,
     leave,
+    quiet_libraries,
     say,
     told_to_stop,
     unfailing_streams,
@@ -362,10 +362,7 @@ def copy(tree: Any) -> Any:
 
 def main() -> int:
     """The command line; 0 for a whole run, or 130 after Ctrl-C, 75 after SIGTERM, 1 after a failure."""
-    for name in ("absl", "asyncio"):  # what orbax says of a full disk, in hundreds of lines, is an exception here, too
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    threading.excepthook = lambda of_thread: None
-    with unfailing_streams():
+    with unfailing_streams(), quiet_libraries():
         return run()
 
 
@@ -385,7 +382,7 @@ def run() -> int:
         print("\ntrain_mnist: ".join([f"train_mnist: {said}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return give_up()
     except Exception as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        if isinstance(error, jax.errors.JaxRuntimeError) and re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
             print(f"train_mnist: out of memory, a smaller --batch-size takes less: {error}", file=sys.stderr)
         else:
             traceback.print_exc()

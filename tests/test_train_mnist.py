@@ -721,10 +721,11 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ({"distortion": Distortion(shift=float("inf"))}, "--distortion.shift is inf, expected a finite number"),
         ({"epochs": "3"}, "--epochs is '3', expected int"),
         ({"hidden_sizes": (2.5,)}, r"--hidden-sizes is \[2.5\], expected tuple\[int, ...\]"),
-        ({"hidden_sizes": (3 * 10**9,)}, "--hidden-sizes has 3000000000, expected at most 2147483647"),
+        ({"hidden_sizes": (2**54,)}, "--hidden-sizes has 18014398509481984, expected at most 9007199254740992"),
+        # Of adam, three numbers for each weight, and the same once more for the epoch before.
         (
-            {"hidden_sizes": (2**31 - 1,)},
-            r"--hidden-sizes 2147483647: the weights .* take 3,865,\d+,\d+,\d+ bytes, and",
+            {"hidden_sizes": (3 * 10**9,)},
+            f"--hidden-sizes 3000000000: the weights .* take {24 * (75 * 3 * 10**9 + 10):,} bytes, and there are",
         ),
         ({"ensemble": 10**9}, "--hidden-sizes 32: the weights .* bytes, and there are"),
         ({"views": 10**9, "distortion": Distortion(shift=1.0)}, "--views 1000000000: .* take 14,400,000,000,000 bytes"),

@@ -1,6 +1,7 @@
 """The processes of a run: how they find each other, which of them speaks, and what stops them."""
 
 import hashlib
+import logging
 import os
 import re
 import signal
@@ -142,6 +143,22 @@ def leave() -> NoReturn:
     with suppress(OSError):
         os.write(2, b"train_mnist: interrupted\n")  # in a signal handler, `print` may meet itself
     os._exit(INTERRUPTED)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """What orbax says of a full disk, in hundreds of lines of several threads, reaches the run as an exception, too."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before, hook = [logger.level for logger in loggers], threading.excepthook
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        threading.excepthook = lambda _: None
+        yield
+    finally:
+        threading.excepthook = hook
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -119,11 +119,10 @@ def batch_size_for(config: Config, samples: int) -> int:
 def check_memory(config: Config, data: Data, optimizer: optimizers.Optimizer) -> None:
     """Refuse what cannot fit into the memory that there is, before any of it is asked for."""
     sizes = (data.parts["train"].images.shape[1], *config.hidden_sizes, data.classes)
-    params = [
-        (jax.ShapeDtypeStruct((n, m), np.float32), jax.ShapeDtypeStruct((m,), np.float32)) for n, m in pairwise(sizes)
-    ]
-    state = jax.eval_shape(partial(training.init_state, optimizer=optimizer), params)
-    one = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    layer = [(jax.ShapeDtypeStruct((1, 1), np.float32), jax.ShapeDtypeStruct((1,), np.float32))]
+    kept = jax.tree.leaves(jax.eval_shape(partial(training.init_state, optimizer=optimizer), layer))
+    copies = sum(leaf.ndim == 2 for leaf in kept)  # the weights themselves, and what the optimizer has for each
+    one = 4 * copies * sum((n + 1) * m for n, m in pairwise(sizes))
     views = config.views * len(data.parts["test" if config.test else "validation"].labels) * data.classes * 4
     first = " ".join(map(str, config.hidden_sizes[:9]))
     needs = {

@@ -162,7 +162,7 @@ def remove_if_empty(folder: Path) -> None:
 
 def remove_half_checkpoints(run_dir: Path) -> None:
     """What orbax was writing when there was no more room; nobody else writes there."""
-    for half in (run_dir / CHECKPOINTS).glob("*.orbax-checkpoint-tmp*"):
+    for half in (run_dir / CHECKPOINTS).glob("[0-9]*.orbax-checkpoint-tmp*"):
         shutil.rmtree(half, ignore_errors=True)
 
 

@@ -307,8 +307,8 @@ def check(config: Config) -> None:
     for width in config.hidden_sizes:
         if width < 1:
             raise ValueError(f"--hidden-sizes has {_short(width)}, expected at least 1")
-        if width > LARGEST:
-            raise ValueError(f"--hidden-sizes has {_short(width)}, expected at most {LARGEST}")
+        if width > 2**53:  # smaller ones are weighed against the memory
+            raise ValueError(f"--hidden-sizes has {_short(width)}, expected at most {2**53}")
     for name in ("dropout", "input_dropout", "label_smoothing", "average", "momentum", "soft_finish"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{_flag(name)} is {getattr(config, name)}, expected a number in [0, 1)")
