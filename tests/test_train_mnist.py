@@ -731,6 +731,7 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ({"views": 10**9, "distortion": Distortion(shift=1.0)}, "--views 1000000000: .* take 14,400,000,000,000 bytes"),
         ({"epochs": 2**31 - 1}, "--epochs is 2147483647, expected at most 195225786: each is of 11 steps"),
         ({"accumulate": 2000, "batch_size": 2000}, "--accumulate is 2000, expected at most the 1,318 training images"),
+        ({"run_dir": Path("\udcff")}, "run folder \udcff: its name is not of UTF-8, and checkpoints cannot be written"),
         ({"patience": 3, "validation": 0}, "--patience is 3 and --validation is 0: hold some out"),
         (
             {"mesh": "data=8", "batch_size": 120, "accumulate": 2},
@@ -813,6 +814,29 @@ def test_the_command_line(tmp_path):
     scores = json.loads((run_dir / "scores.json").read_text())["scores"]
     assert scores["test"]["accuracy"] > 0.9
     assert float(training.evaluate(params, x, y, network).accuracy) == pytest.approx(scores["test"]["accuracy"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts what Linux shows")
+def test_two_hundred_epochs_hold_what_twenty_do(tmp_path, caplog):
+    """Memory, open files, compiled programs, with a checkpoint after each epoch."""
+    held = []
+
+    def count(done):
+        if done in (20, 199):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            compiled = sum(record.getMessage().startswith("Compiling ") for record in caplog.records)
+            files = [path for path in Path("/proc/self/fd").iterdir() if (tmp_path in path.resolve().parents)]
+            held.append((compiled, pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(files)))
+        return False
+
+    with jax.log_compiles():
+        train(digits(tmp_path, epochs=200, checkpoint_every=0.0), count)
+    (programs, megabytes, files), later = held
+    assert programs > 0
+    assert later[0] == programs
+    assert later[1] < megabytes + 50
+    assert later[2] <= files + 10  # those of the checkpoint that is being written
 
 
 STREAMS = {

@@ -274,6 +274,11 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, kinds.get(hint, hint)) and isinstance(value, bool) == (hint is bool)
 
 
+def _is_unicode(path: Path) -> bool:
+    """Not of bytes that Python could not decode."""
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in str(path))
+
+
 def _floats(config: Config) -> dict[str, Any]:
     """Every number that is not whole, under its flag."""
     hints = _hints()
@@ -291,6 +296,12 @@ def check(config: Config) -> None:
     for flag, value in _floats(config).items():
         if not abs(value) <= LARGEST_FLOAT and (flag, value) != ("--checkpoint-every", math.inf):
             raise ValueError(f"{flag} is {value}, expected a finite number in the range of float32")
+    for path in (config.run_dir, config.resume):
+        if path is not None and not _is_unicode(path.absolute()):
+            raise ValueError(
+                f"run folder {path}: its name is not of UTF-8, and checkpoints cannot be written there; where it is, "
+                "set PYTHONUTF8=1"
+            )
     least = {"epochs": 0, "batch_size": 1, "ensemble": 1, "lr": 0, "weight_decay": 0, "weight_limit": 0,
              "vat_radius": 0, "validation": 0, "fold": 0, "seed": 0, "views": 1, "accumulate": 1, "patience": 0,
              "checkpoint_every": 0, "keep": 1}  # fmt: skip
