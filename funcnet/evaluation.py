@@ -25,12 +25,12 @@ Transform = Callable[[Array | None, Array], Array]  # (key, x) -> floating batch
 
 
 class Metrics(NamedTuple):
-    """Means over the samples seen. What means nothing for a loss is None."""
+    """Means over the samples seen, all of shape `()`. What means nothing for a loss is None."""
 
     loss: Array  # (), the objective
-    accuracy: Array | None = None  # (), the part of the samples that are correct, or of their labels; see `is_correct`
-    exact_match: Array | None = None  # (), of several labels: the part of the samples with all of them correct
-    r2: Array | None = None  # (), of values: the part of the targets' variance explained; not while training
+    accuracy: Any = None  # (), the part of the samples that are correct, or of their labels; see `is_correct`
+    exact_match: Any = None  # (), of several labels: the part of the samples with all of them correct
+    r2: Any = None  # (), of values: the part of the targets' variance explained; not while training
 
 
 def evaluate(

@@ -4,24 +4,28 @@ python scripts/train_mnist.py                       # MNIST, or the bundled digi
 python scripts/train_mnist.py --hidden-sizes 800 400 --epochs 20
 python scripts/train_mnist.py --recipe distort      # --help lists the recipes
 
-What it stands on is in `mnist/`: settings, recipes, data, program, run folder, processes.
+What it stands on is in `mnist/`: settings, recipes, data, program, run folder, processes, environment.
 """
 
 import math
+import re
 import sys
 import time
 import traceback
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from mnist import run_folder
-from mnist.data import Data, load
+from mnist.data import Data, as_seen, load
+from mnist.environment import differences
 from mnist.processes import (
     INTERRUPTED,
     PREEMPTED,
@@ -32,15 +36,27 @@ from mnist.processes import (
     is_writer,
     join,
     leave,
+    quiet_libraries,
     say,
     told_to_stop,
+    unfailing_streams,
 )
 from mnist.program import Program, build, compiled, decided, logits_over_views
 from mnist.recipes import described
-from mnist.settings import OF_ONE_PROCESS, Config, check, from_command_line, in_words
+from mnist.settings import (
+    OF_ONE_PROCESS,
+    Config,
+    at_home,
+    check,
+    environment_of,
+    from_command_line,
+    in_words,
+    read,
+    with_paths,
+)
 from tqdm import tqdm
 
-from funcnet import Params, checkpoints, evaluation, plotting, softmax_cross_entropy, summary, training
+from funcnet import Params, checkpoints, evaluation, plotting, softmax_cross_entropy, summary, weights
 
 
 @dataclass(frozen=True)
@@ -54,22 +70,29 @@ class Result:
     seconds: dict[str, float]  # compile, run
     run_dir: Path
     interrupted: bool
+    epoch: int  # whose weights these are
     networks: int = 1
 
 
-def train(config: Config, asked_to_stop: Callable[[int], bool] = lambda done: False) -> Result:
+def train(
+    config: Config,
+    asked_to_stop: Callable[[int], bool] = lambda done: False,
+    all_saved: Callable[[], None] = lambda: None,
+) -> Result:
     """Train, then look at the test set once, and leave everything in the run folder.
 
     Args:
       config: the settings.
       asked_to_stop: called before each epoch, with how many there were.
+      all_saved: called when the weights are in the run folder.
 
     Raises:
       Preempted: it was told to stop; there is a checkpoint.
       ValueError: a setting that makes no sense, or a corrupt data file.
-      OSError: MNIST cannot be had, or the run folder cannot be written.
+      OSError: MNIST cannot be had, or the run folder cannot be written, or another run is at work in it.
       FloatingPointError: the loss became NaN or infinite; the last good weights are saved.
     """
+    config = with_paths(config)
     check(config)
     if config.run_dir is not None and config.resume is None and is_writer():
         run_folder.check_free(config.run_dir)
@@ -87,65 +110,79 @@ def train(config: Config, asked_to_stop: Callable[[int], bool] = lambda done: Fa
     program = compiled(program, key_epochs)
     if "validation" in placed:
         evaluate(program, program.weights(program.state), placed["validation"])  # compiles
-    run_dir = run_folder.open_run_dir(config, data.name)  # so late that Ctrl-C before leaves nothing behind
-    seconds = {"compile": time.perf_counter() - began}
-    with checkpoints.open_folder(run_dir / run_folder.CHECKPOINTS, keep=config.keep) as folder:
-        run = fit(config, data, program, key_epochs, placed.get("validation"), run_dir, folder, asked_to_stop)
-    state, history, interrupted = run
-    seconds["run"] = sum(row["seconds"] for row in history)
-    if is_writer() and not any((run_dir / run_folder.CHECKPOINTS).iterdir()):
-        (run_dir / run_folder.CHECKPOINTS).rmdir()  # of a short run
-    params = program.weights(state)
-    run_folder.save_weights(program.members(params), program.network, config, run_dir)
-    run_folder.write_metrics(run_dir, history)  # Ctrl-C may have come between an epoch and its line
-    say(f"weights saved in {run_dir}")
+    with run_folder.opened(config, data.name) as run_dir:  # so late that Ctrl-C before leaves nothing behind
+        seconds = {"compile": time.perf_counter() - began}
+        with checkpoints.open_folder(run_dir / run_folder.CHECKPOINTS, keep=config.keep) as folder:
+            params, history, interrupted = fit(
+                config, data, program, key_epochs, placed.get("validation"), run_dir, folder, asked_to_stop
+            )
+        seconds["run"] = sum(row["seconds"] for row in history)
+        run_folder.save_weights(program.members(params), program.network, config, run_dir)
+        run_folder.write_metrics(run_dir, history)  # Ctrl-C may have come between an epoch and its line
+        run_folder.remove_if_empty(run_dir / run_folder.CHECKPOINTS)  # of a short run
+        all_saved()
+        say(f"weights saved in {run_dir}")
 
-    if not config.test:
-        placed.pop("test")
-    placed = {"train": program.place(data.parts["train"][1:]), **placed}
-    scores = {part: evaluate(program, params, placed[part]) for part in placed}
-    part, (x, y) = list(placed.items())[-1]  # the test images, or without them those held out
-    logits = program.logits(params, x)
-    if config.views > 1:
-        logits = logits_over_views(config, program, params, x, key_views)
-        scores[f"{part}, averaged"] = as_scores(logits, y)
-    p = np.asarray(softmax_cross_entropy.predict(logits))
-    images, _, labels = data.parts[part]
-    confusion = np.zeros((data.classes, data.classes), int)
-    np.add.at(confusion, (labels, p.argmax(1)), 1)
-    device = jax.devices()[0].device_kind
-    final = {"scores": scores, "seconds": seconds, "device": device, "interrupted": interrupted}
-    run_folder.write_json(run_dir / run_folder.SCORES, final)
-    result = Result(params, history, scores, confusion, seconds, run_dir, interrupted, config.ensemble)
-    if is_writer():
-        draw(result, program.members(params)[0], images, labels, p)
+        if not config.test:
+            placed.pop("test")
+        placed = {"train": program.place(data.parts["train"][1:]), **placed}
+        scores = {part: evaluate(program, params, placed[part]) for part in placed}
+        part, (x, y) = list(placed.items())[-1]  # the test images, or without them those held out
+        logits = program.logits(params, x)
+        if config.views > 1:
+            logits = logits_over_views(config, program, params, x, key_views)
+            scores[f"{part}, averaged"] = as_scores(logits, y)
+        p = np.asarray(softmax_cross_entropy.predict(logits))
+        images, _, labels = data.parts[part]
+        confusion = np.zeros((data.classes, data.classes), int)
+        np.add.at(confusion, (labels, p.argmax(1)), 1)
+        device, epoch = jax.devices()[0].device_kind, best_epoch(config, history)
+        final = {"scores": scores, "epoch": epoch, "seconds": seconds, "device": device, "interrupted": interrupted}
+        run_folder.write_json(run_dir / run_folder.SCORES, final)
+        result = Result(params, history, scores, confusion, seconds, run_dir, interrupted, epoch, config.ensemble)
+        if is_writer():
+            try:
+                draw(result, program.members(params)[0], images, labels, p)
+            except Exception as error:  # whatever a picture needs, the run does not
+                say(f"pictures are missing: {error or type(error).__name__}")
     return result
 
 
 def fit(
     config: Config, data: Data, program: Program, key, validation, run_dir, folder, asked_to_stop
-) -> tuple[training.TrainState, list[dict[str, float]], bool]:
-    """Run the epochs; the state after the last whole one, a row for each, and whether Ctrl-C ended it."""
+) -> tuple[Params, list[dict[str, float]], bool]:
+    """Run the epochs; the weights of the last whole one or the best, a row for each, and whether Ctrl-C ended it."""
     key_data = program.place(np.asarray(jax.random.key_data(key)))  # the order of the data follows from it
 
-    def save(state, history):
-        run_folder.checkpoint(folder, config, {"state": state, "key": key_data}, history)
+    def to_keep(state, best):
+        return {"state": state, "key": key_data} | ({"best": best} if config.patience else {})
 
-    start, history = run_folder.take_up(folder, config, {"state": program.state, "key": key_data})
+    def save():
+        run_folder.checkpoint(folder, config, to_keep(whole, best), history)
+
+    def kept():
+        return best if config.patience else program.weights(whole)
+
+    start, history = run_folder.take_up(folder, config, to_keep(program.state, program.weights(program.state)))
     state = start["state"]
     saved_at = time.monotonic()
     samples = len(data.targets) * config.ensemble
     whole = copy(state)  # the epoch takes `state` over; this stays if it does not come back
-    with tqdm(
+    best: Params = copy(start["best"]) if config.patience else []
+    interrupted = False
+    progress = tqdm(
         total=config.epochs, initial=len(history), unit="epoch", dynamic_ncols=True, disable=not is_writer()
-    ) as progress:
+    )
+    try:
         try:
             first = len(history) + 1
             epoch_key = jax.random.fold_in(key, first)
             fed = program.feed(epoch_key)
             for number in range(first, config.epochs + 1):
+                if config.patience and len(history) - best_epoch(config, history) >= config.patience:
+                    break
                 if asked_to_stop(number - 1):
-                    save(whole, history)
+                    save()
                     checkpoints.wait(folder)
                     raise Preempted(f"told to stop after {number - 1} epochs; go on with --resume {run_dir}")
                 began = time.perf_counter()
@@ -157,7 +194,7 @@ def fit(
                 row["samples_per_second"] = round(samples / (time.perf_counter() - began))
                 if not (np.isfinite(row["train_loss"]) and all_finite(state.params)):
                     at, good = program.replay(whole, epoch_key, strength(config, number))
-                    members = program.members(program.weights(good))
+                    members = program.members(best if config.patience else program.weights(good))
                     run_folder.save_weights(members, program.network, config, run_dir)
                     raise FloatingPointError(
                         f"the loss is {row['train_loss']} in epoch {number}"
@@ -167,9 +204,12 @@ def fit(
                     )
                 if validation is not None:
                     scores = evaluate(program, program.weights(state), validation)
-                    row |= {f"validation_{name}": scores[name] for name in ("loss", "accuracy")}
+                    row |= {f"validation_{name}": scores[name] for name in ("loss", "accuracy") if name in scores}
                 row["seconds"] = round(time.perf_counter() - began, 3)
-                whole, history, epoch_key = copy(state), [*history, row], next_key
+                newest, rows = copy(state), [*history, row]
+                better = config.patience and best_epoch(config, rows) == number
+                best = program.weights(newest) if better else best
+                whole, history, epoch_key = newest, rows, next_key
                 run_folder.write_metrics(run_dir, history)
                 progress.set_postfix_str(
                     f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}, "
@@ -177,12 +217,30 @@ def fit(
                 )
                 progress.update()
                 if agreed(number < config.epochs and time.monotonic() - saved_at >= config.checkpoint_every):
-                    save(whole, history)
+                    save()
                     saved_at = time.monotonic()
         except KeyboardInterrupt:
-            save(whole, history)
-            return whole, history, True
-    return whole, history, False
+            interrupted = True
+            save()
+        checkpoints.wait(folder)
+    except OSError as error:  # a full disk has room for the weights where it has none for a checkpoint
+        if jax.process_count() == 1:
+            run_folder.remove_half_checkpoints(run_dir)
+            with suppress(OSError):
+                run_folder.save_weights(program.members(kept()), program.network, config, run_dir)
+                error.add_note(f"the weights of epoch {best_epoch(config, history)} are in {run_dir}")
+        raise
+    finally:
+        progress.close()
+    return kept(), history, interrupted
+
+
+def best_epoch(config: Config, history: list[dict[str, float]]) -> int:
+    """The epoch whose weights are kept: the last, or with patience the first of the smallest validation loss."""
+    if not config.patience:
+        return len(history)
+    sound = [(row["validation_loss"], row["epoch"]) for row in history if row["validation_loss"] < math.inf]  # no NaN
+    return int(min(sound, default=(math.inf, 0))[1])
 
 
 def strength(config: Config, number: int) -> np.float32:
@@ -210,7 +268,32 @@ def draw(result: Result, params: Params, images: np.ndarray, labels: np.ndarray,
     if result.history:
         figures["curves"] = plotting.curves(result.history)
     for name, figure in figures.items():
-        figure.savefig(result.run_dir / f"{name}.png", dpi=150)
+        run_folder.write_picture(result.run_dir / f"{name}.png", figure)
+
+
+def predict(run_dir: str | Path, images: np.ndarray) -> np.ndarray:
+    """What a run's networks say of images as they are stored: made upright and scaled as those that it trained on.
+
+    Args:
+      run_dir: the folder that the run left.
+      images: `(N, pixels)`, uint8, as from `funcnet.datasets`.
+
+    Returns:
+      Probabilities, `(N, K)`; of an ensemble, their mean.
+
+    Raises:
+      OSError: there is no such run, or it left no weights.
+      ValueError: its files are not what it left, or the images have another number of pixels.
+    """
+    run_dir = at_home(run_dir)
+    config = read(run_dir / run_folder.CONFIG)
+    networks = [weights.load(path) for path in run_folder.weight_files(run_dir, config.ensemble)]
+    seen = as_seen(config, images)
+    own = seen if seen.ndim == 3 else [seen] * len(networks)
+    logits = [
+        evaluation.forward_in_batches(params, x, network) for (params, network), x in zip(networks, own, strict=True)
+    ]
+    return np.asarray(softmax_cross_entropy.predict(evaluation.ensemble(jnp.stack(logits))))
 
 
 def report(result: Result) -> str:
@@ -228,17 +311,20 @@ def report(result: Result) -> str:
         f"({samples / max(run_seconds, 1e-9):,.0f} samples/s with validation)"
     )
     lines.append(f"saved in     {result.run_dir}: {', '.join(sorted(p.name for p in result.run_dir.iterdir()))}")
-    weights = min(result.run_dir.glob("weights*.safetensors"))
-    lines.append(f'use it       params, network = weights.load("{weights}"); predict(params, x, network)')
+    lines.append(f'use it       train_mnist.predict("{result.run_dir}", images)')
+    epochs = len(result.history)
+    whose = "whose weights these are" if result.epoch == epochs else f"the weights are those of epoch {result.epoch}"
     if result.interrupted:
-        lines.append(f"interrupted  after {len(result.history)} whole epochs, whose weights these are")
+        lines.append(f"interrupted  after {epochs} whole epochs, {whose}")
+    elif result.epoch != epochs:
+        lines.append(f"best         of {epochs} epochs by its validation loss: {whose}")
     return "\n".join(lines)
 
 
 def as_floats(metrics: evaluation.Metrics, prefix: str = "") -> dict[str, float]:
     """Metrics off the device, under names; of an ensemble, their means."""
-    there = {name: value for name, value in metrics._asdict().items() if value is not None}
-    return {f"{prefix}{name}": float(value.mean()) for name, value in there.items()}
+    present = {name: value for name, value in metrics._asdict().items() if value is not None}
+    return {f"{prefix}{name}": float(value.mean()) for name, value in present.items()}
 
 
 def introduce(config: Config, data: Data, program: Program) -> None:
@@ -252,6 +338,12 @@ def introduce(config: Config, data: Data, program: Program) -> None:
         say(f"matrix products of {config.compute_dtype}")
     if others:
         say(f"{config.ensemble} such networks in one program")
+    if config.batch_size > len(data.targets):
+        say(f"--batch-size {config.batch_size:,} is more than there are images: all of them in each batch")
+    if config.repeat is not None and config.repeat.is_file():
+        decisive, rounding = differences(environment_of(config.repeat))
+        if changed := decisive + rounding:
+            say(f"--repeat {config.repeat}: not to the last bit: since that run, {', '.join(changed)}")
     if config.upright:
         say(f"images made upright, their widths in pixels: {', '.join(map(in_words, config.upright))}")
 
@@ -262,27 +354,37 @@ def all_finite(params: Params) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
-def copy(state: training.TrainState) -> training.TrainState:
+def copy(tree: Any) -> Any:
     """A copy that outlives the donation of the original."""
-    return jax.tree.map(jnp.copy, state)
+    return jax.tree.map(jnp.copy, tree)
 
 
 def main() -> int:
     """The command line; 0 for a whole run, or 130 after Ctrl-C, 75 after SIGTERM, 1 after a failure."""
+    with unfailing_streams(), quiet_libraries():
+        return run()
+
+
+def run() -> int:
+    """The command with its outputs made safe."""
     try:
         config = from_command_line()
         join(config)
-        result = train(config, told_to_stop())
+        result = train(config, *told_to_stop())
     except Preempted as told:
         say(f"train_mnist: {told}")
         return PREEMPTED
     except KeyboardInterrupt:
         leave()
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        print("\ntrain_mnist: ".join([f"train_mnist: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+    except (FloatingPointError, ImportError, MemoryError, OSError, ValueError) as error:
+        said = str(error) or type(error).__name__
+        print("\ntrain_mnist: ".join([f"train_mnist: {said}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return give_up()
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
+            print(f"train_mnist: out of memory, a smaller --batch-size takes less: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return give_up()
     if is_writer():
         print(report(result))

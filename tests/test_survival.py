@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -32,6 +33,7 @@ STARTED = []
 SETTINGS = ["--dataset", "digits", "--hidden-sizes", "64", "--epochs", "40", "--batch-size", "32", "--dropout", "0.1",
             "--checkpoint-every"]  # fmt: skip
 OFTEN, SELDOM = [*SETTINGS, "0"], [*SETTINGS, "1e9"]  # each checkpoint takes longer than an epoch
+MESH = pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
 # The script, with less patience for others.
 HASTY = """
 import sys
@@ -49,7 +51,8 @@ sys.exit(train_mnist.main())
 def start(*arguments, devices=8, program=(str(SCRIPT),)):
     """The script as a process. Of the same number of devices, it computes the same bits as this one."""
     flags = os.environ.get("XLA_FLAGS", "").replace("device_count=8", f"device_count={devices}")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    precision = str(jax.config.jax_default_matmul_precision)  # decides the bits, and so --resume minds it
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_DEFAULT_MATMUL_PRECISION": precision}
     environment.pop("FUNCNET_DATA", None)
     command = [sys.executable, *program, *map(str, arguments)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -182,8 +185,66 @@ def test_what_a_kill_leaves(tmp_path, uninterrupted):
     assert not half.exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "remedy"),
+    [
+        ("jax_enable_x64", True, "was False and is True: set JAX_ENABLE_X64=0"),
+        ("jax_threefry_partitionable", False, "was True and is False: set JAX_THREEFRY_PARTITIONABLE=1"),
+        ("jax_default_prng_impl", "rbg", "was 'threefry2x32' and is 'rbg': set JAX_DEFAULT_PRNG_IMPL=threefry2x32"),
+        ("jax_default_matmul_precision", None, "was 'highest' and is None: set JAX_DEFAULT_MATMUL_PRECISION=highest"),
+        ("jax_random_seed_offset", 1, "was 0 and is 1: set JAX_RANDOM_SEED_OFFSET=0"),
+    ],
+)
+def test_a_flag_that_decides_the_bits_is_minded(uninterrupted, monkeypatch, flag, value, remedy):
+    before = getattr(jax.config, flag)
+    jax.config.update(flag, value)
+    try:
+        with pytest.raises(ValueError, match=f"--resume {uninterrupted}: since that run began, {flag} {remedy}"):
+            train_here("--resume", uninterrupted)
+    finally:
+        jax.config.update(flag, before)
+
+
+def test_what_may_round_otherwise_is_said(tmp_path, told_to_stop, capsys):
+    shutil.copytree(told_to_stop[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    kept = json.loads(path.read_text())
+    kept["environment"] |= {"jax": "0.0.1", "device": "abacus"}
+    path.write_text(json.dumps(kept))
+    train_here("--resume", tmp_path / "run")
+    assert (
+        f"not to the last bit: since the run began, jax was '0.0.1' and is '{jax.__version__}', "
+        f"device was 'abacus' and is '{jax.devices()[0].device_kind}'"
+    ) in capsys.readouterr().err
+    train_here("--repeat", path, "--epochs", "0", "--run-dir", tmp_path / "again")
+    assert f"--repeat {path}: not to the last bit: since that run, jax was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "after_the_best"),
+    [
+        (("--average", "0.5"), 2),
+        *(pytest.param((), after, marks=pytest.mark.slow) for after in (-1, 0, 4)),
+        pytest.param(("--ensemble", "2"), 2, marks=pytest.mark.slow),
+        pytest.param(("--mesh", "data=2,model=2"), 2, marks=[pytest.mark.slow, MESH]),
+    ],
+)
+def test_the_best_epoch_survives(tmp_path, settings, after_the_best):
+    """A run that is stopped between its best epoch and its end knows which it was, and its weights."""
+    arguments = [*SETTINGS, "1e9", "--lr", "0.05", "--schedule", "constant", "--patience", "4", *settings]
+    whole = train_here(*arguments, "--run-dir", tmp_path / "whole")
+    best, last = whole.epoch, len(whole.history)
+    assert last == best + 4 < 40
+    run_dir, stop = tmp_path / "run", best + after_the_best
+    with pytest.raises(processes.Preempted) if stop < last else nullcontext():
+        train_here(*arguments, "--run-dir", run_dir, asked_to_stop=lambda done: done == stop)
+    again = train_here("--resume", run_dir)
+    assert (again.epoch, without_times(run_dir)) == (best, without_times(tmp_path / "whole"))
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
+@MESH
 def test_on_another_mesh(tmp_path, uninterrupted):
     """The first epochs on four devices, the rest on two others, or on one: the same run, to rounding."""
     run_dir = tmp_path / "run"
@@ -233,6 +294,15 @@ def test_checkpoints_that_cannot_be_written(tmp_path, uninterrupted):
     [
         (["--coordinator", "nonsense", "--processes", 2, "--process", 0], "'nonsense', expected host:port or auto"),
         (["--coordinator", "127.0.0.1:1234", "--processes", 2], "host:port needs --processes and --process: how many"),
+        (["--coordinator", "h:99999", "--processes", 2, "--process", 0], "'h:99999', expected host:port or auto"),
+        (
+            ["--coordinator", "h:1", "--processes", 2, "--process", 2],
+            "--process is 2 and --processes 2, expected whole",
+        ),
+        (
+            ["--coordinator", "h:1", "--processes", 2**40, "--process", 0],
+            "and --processes 1099511627776, expected whole",
+        ),
         (["--process", 0], "--processes and --process belong to --coordinator host:port"),
         (["--coordinator", "auto", "--processes", 2], "--processes and --process belong to --coordinator host:port"),
     ],
@@ -320,6 +390,43 @@ def test_ctrl_c_can_be_taken_back(tmp_path, by_itself):
     assert contents(run_dir) == contents(by_itself)
 
 
+@pytest.mark.slow
+def test_impatient_people(tmp_path):
+    """Ctrl-C twice, or once while checkpoints are being written: the weights of the last whole epoch, and a checkpoint.
+
+    Of SIGTERM twice, a checkpoint; and a run that was killed holds nobody up.
+    """
+    rng = random.Random(0)
+    twice, term, mixed = (signal.SIGINT,) * 2, (signal.SIGTERM,) * 2, (signal.SIGINT, signal.SIGTERM)
+    for i, sent in enumerate([twice, twice, twice, (signal.SIGINT,), (signal.SIGINT,), term, mixed]):
+        run_dir = tmp_path / str(i)
+        process = start(*(OFTEN if i % 2 else SELDOM), "--epochs", 1000000, "--run-dir", run_dir)
+        wait_for(process, (run_dir / "metrics.jsonl").exists)
+        time.sleep(rng.uniform(0, 0.3))
+        for number in sent:
+            process.send_signal(number)
+            time.sleep(rng.uniform(0.01, 0.3))
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == (75 if sent == term else 130), err
+        assert "Traceback" not in err
+        assert [path for path in (run_dir / "checkpoints").iterdir() if path.name.isdecimal()]
+        assert (run_dir / "weights.safetensors").exists() == (sent != term)
+
+
+@pytest.mark.slow
+def test_a_killed_run_holds_nobody_up(tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(*OFTEN, "--epochs", 1000000, "--run-dir", run_dir)
+    wait_for(process, (run_dir / "checkpoints" / "2").exists)
+    _, err = finish("--resume", run_dir, code=1)
+    assert f"run folder {run_dir}: another run is at work in it (process {process.pid} on" in err
+    process.kill()
+    process.communicate()
+    process = start("--resume", run_dir)
+    while "going on after" not in (line := process.stderr.readline()):
+        assert process.poll() is None, line
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -337,7 +444,7 @@ def start_two(*arguments, own=((), ())):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
+@MESH
 @pytest.mark.parametrize(
     ("victim", "sent"),
     [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGINT)],
@@ -376,7 +483,7 @@ def ends(processes, *, within=60):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
+@MESH
 def test_an_error_in_one_process_ends_all(tmp_path):
     """No room for a checkpoint, where the first process writes: it says so, and holds nobody up."""
 
@@ -389,7 +496,7 @@ def test_an_error_in_one_process_ends_all(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="orbax writes arrays on several devices by jax.set_mesh")
+@MESH
 def test_one_of_two_is_told_to_stop(tmp_path, uninterrupted):
     run_dir = tmp_path / "run"
     two = start_two(*OFTEN, "--mesh", "data=4", "--run-dir", run_dir)

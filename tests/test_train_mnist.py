@@ -5,6 +5,7 @@ compiled.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -22,7 +23,6 @@ import pytest
 import results
 import train_mnist
 from matplotlib import image
-from matplotlib.figure import Figure
 from mnist import data, processes, program, run_folder
 from mnist import settings as run_settings
 from mnist.recipes import RECIPES
@@ -30,7 +30,7 @@ from mnist.settings import Config, check, from_command_line
 from train_mnist import train
 
 import funcnet
-from funcnet import Network, datasets, optimizers, products, training, weights
+from funcnet import Network, datasets, files, optimizers, products, training, weights
 from funcnet.distortions import Distortion, upright
 
 SCRIPT = Path(train_mnist.__file__)
@@ -76,15 +76,15 @@ def everything(tmp_path_factory):
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory):
     """A run that has learnt something, with its pictures and the figures that they are of."""
-    figures, savefig = {}, Figure.savefig
+    figures, write_picture = {}, run_folder.write_picture
 
-    def save(figure, path, **options):
+    def save(path, figure):
         figures[path.name] = figure
-        savefig(figure, path, **options)
+        write_picture(path, figure)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_mnist, "draw", DRAW)
-        patch.setattr(Figure, "savefig", save)
+        patch.setattr(run_folder, "write_picture", save)
         result = train(digits(tmp_path_factory.mktemp("learnt"), epochs=20, lr=1e-2))
     return result, figures
 
@@ -395,6 +395,10 @@ def test_every_recipe_runs(name, tmp_path):
         (with_setting("upright", ["wide"]), r"upright is \['wide'\], expected tuple"),
         (with_setting("distortion", {"wobble": 1}), "distortion is {'wobble': 1}, expected Distortion"),
         ("\udcff", "not the configuration of a run"),
+        ("[" * 200_000, "not the configuration of a run: maximum recursion depth"),
+        ("9" * 6000, "not the configuration of a run: Exceeds the limit"),
+        (" " * 1_000_001, "not the configuration of a run: it has 1,000,001 bytes"),
+        (with_setting("lr", 10**400), r"lr is 10{99}\.\.\., expected float"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(text, message, tmp_path):
@@ -403,6 +407,125 @@ def test_a_file_that_is_no_config_is_refused(text, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         from_command_line(["--repeat", str(path)])
     assert str(path) in str(caught.value)
+
+
+def test_only_ordinary_files_are_read(tmp_path):
+    """Nobody ever writes into the FIFO."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(ValueError, match=f"{path}: not the configuration of a run: it is no ordinary file"):
+            from_command_line(["--repeat", str(path)])
+
+
+def test_a_tilde_is_the_home_of_somebody(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = train(digits(tmp_path, epochs=1, run_dir=Path("~/run")))
+    assert first.run_dir == tmp_path / "run"
+    again = from_command_line(["--repeat", "~/run/config.json", "--run-dir", "~/again"])
+    assert train(again).run_dir == tmp_path / "again"
+    with pytest.raises(ValueError, match=r"~nobody-such: .*; \./~nobody-such is a folder of that name"):
+        train(digits(tmp_path, run_dir="~nobody-such"))
+
+
+def test_a_batch_of_more_than_all_images_is_one_of_all(tmp_path):
+    """Not one of a thousand million fillers."""
+    one, many = (
+        train(digits(tmp_path, batch_size=size, run_dir=tmp_path / str(size))) for size in (1318, 1_000_000_000)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one.params, many.params)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"average": 0.5}, {"ensemble": 2, "upright": (0.0, 1.5)}, {"mesh": "data=2,model=2"}], ids=str
+)
+def test_the_weights_of_the_best_epoch_are_kept(tmp_path, settings):
+    """Which it is, NumPy says; they are those of a run of so many epochs."""
+    settings = {"lr": 0.05, "schedule": "constant", "hidden_sizes": (32,), **settings}
+    result = train(digits(tmp_path, epochs=100, patience=3, **settings))
+    losses = [row["validation_loss"] for row in result.history]
+    best = 1 + int(np.argmin(losses))
+    assert result.epoch == best == len(losses) - 3 < 97
+    assert min(losses[:best]) < min(losses[best:])
+    until_then = train(digits(tmp_path, epochs=best, run_dir=tmp_path / "until then", **settings))
+    jax.tree.map(np.testing.assert_array_equal, result.params, until_then.params)
+    assert result.scores == until_then.scores
+    assert json.loads((result.run_dir / "scores.json").read_text())["epoch"] == best
+    assert f"the weights are those of epoch {best}" in train_mnist.report(result)
+
+
+def test_patience_that_never_ends_keeps_the_best(tmp_path):
+    """And a validation loss that is not finite is no better."""
+    rows = [{"epoch": 1 + i, "validation_loss": loss} for i, loss in enumerate([3.0, np.nan, 1.0, 1.0, np.inf])]
+    config = digits(tmp_path, patience=100)
+    assert [train_mnist.best_epoch(config, rows[:n]) for n in range(6)] == [0, 1, 1, 3, 3, 3]
+    assert train_mnist.best_epoch(config, rows[1:2]) == 0
+    assert train_mnist.best_epoch(digits(tmp_path), rows) == 5
+
+
+def test_predicting_from_a_run_in_one_call(everything, learnt):
+    """Against the run's own scores, of an ensemble on upright images and of one network."""
+    x, y = datasets.load_digits().test
+    for run_dir in (everything.run_dir, learnt[0].run_dir):
+        p = train_mnist.predict(run_dir, x)
+        scores = json.loads((run_dir / "scores.json").read_text())["scores"]["test"]
+        assert (p.argmax(1) == y).mean() == pytest.approx(scores["accuracy"])
+        assert -np.log(p[np.arange(len(y)), y]).mean() == pytest.approx(scores["loss"], rel=1e-4)
+
+
+def test_pictures_that_fail_do_not_fail_the_run(tmp_path, monkeypatch, capsys):
+    def full(path, data, write=files.write_atomically):
+        if path.suffix == ".png":
+            raise OSError(errno.ENOSPC, "cannot be written: No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(files, "write_atomically", full)
+    monkeypatch.setattr(train_mnist, "draw", DRAW)
+    result = train(digits(tmp_path))
+    assert {path.name for path in result.run_dir.iterdir()} == FILES
+    assert f"pictures are missing: [Errno 28] cannot be written: No space left on device: '{result.run_dir}/" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"patience": 100}])
+def test_a_checkpoint_that_fails_leaves_the_weights(tmp_path, monkeypatch, settings):
+    """Of the last whole epoch, where there is room for them."""
+
+    def full(folder, number, tree, notes):
+        (tmp_path / "run" / "checkpoints" / f"{number}.orbax-checkpoint-tmp").mkdir()
+        raise OSError("checkpoint: cannot be written")
+
+    monkeypatch.setattr(train_mnist.checkpoints, "save", full)
+    with pytest.raises(OSError, match="checkpoint: cannot be written"):
+        train(digits(tmp_path, checkpoint_every=0.0, schedule="constant", **settings))
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    one = train(digits(tmp_path, epochs=1, schedule="constant", run_dir=tmp_path / "one"))
+    kept, _ = weights.load(tmp_path / "run" / "weights.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, kept, one.params)
+
+
+def test_two_runs_in_one_folder_are_noticed(tmp_path):
+    """Until the first has ended; what a killed one left is in nobody's way."""
+    config = digits(tmp_path, epochs=1)
+    with run_folder.opened(config, "digits") as run_dir:
+        with pytest.raises(
+            BlockingIOError, match=rf"{run_dir}: another run is at work in it \(process {os.getpid()} on"
+        ):
+            train(dataclasses.replace(config, resume=run_dir, run_dir=None))
+        assert (run_dir / run_folder.LOCK).exists()
+    assert {path.name for path in run_dir.iterdir()} == {"config.json"}
+    (run_dir / run_folder.LOCK).write_text("process 1 on another planet")
+    train(dataclasses.replace(config, resume=run_dir, run_dir=None))
+    assert {path.name for path in run_dir.iterdir()} == FILES
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", none)
+    train(digits(tmp_path, epochs=1))
+    assert "No locks available: a second run in it would not be noticed" in capsys.readouterr().err
 
 
 def test_results_are_means_over_the_seeds_of_a_setting(tmp_path):
@@ -473,18 +596,22 @@ def same_handlers():
         signal.signal(number, handler)
 
 
-def test_a_ctrl_c_that_a_callback_might_lose(monkeypatch, same_handlers):
-    """Before the first epoch the handler itself ends the process; what is lost later is minded at the next epoch."""
+def test_ctrl_c_ends_the_process_only_where_nothing_is_lost(monkeypatch, same_handlers):
+    """Before the first epoch and after the weights are saved; in between it is noted, however often it comes."""
     monkeypatch.setattr(processes, "leave", lambda: sys.exit(130))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    asked_to_stop = processes.told_to_stop()
+    asked_to_stop, all_saved = processes.told_to_stop()
     with pytest.raises(SystemExit):
         signal.raise_signal(signal.SIGINT)
     assert not asked_to_stop(0)
-    with pytest.raises(KeyboardInterrupt):
+    for _ in range(3):
         signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         asked_to_stop(1)
+    signal.raise_signal(signal.SIGINT)
+    all_saved()
+    with pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
@@ -557,9 +684,11 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
     state = training.init_state([(np.ones((2, 3), np.float32), np.ones(3, np.float32))], optimizers.sgd(0.1))
     never = program.build(config, whole, key)._replace(state=state, epoch=lambda *args: (None, None))
     with train_mnist.checkpoints.open_folder(tmp_path / "checkpoints") as folder:
-        state, history, stopped = train_mnist.fit(config, whole, never, key, None, tmp_path, folder, lambda done: False)
+        params, history, stopped = train_mnist.fit(
+            config, whole, never, key, None, tmp_path, folder, lambda done: False
+        )
     assert (history, stopped) == ([], True)
-    np.testing.assert_array_equal(state.params[0][0], np.ones((2, 3)))
+    np.testing.assert_array_equal(params[0][0], np.ones((2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -582,6 +711,28 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ({"weight_decay": 0.3}, "--weight-decay is 0.3, a setting of --optimizer adamw, but the optimizer is adam"),
         ({"momentum": 5.0}, r"--momentum is 5.0, expected a number in \[0, 1\)"),
         ({"dropout": 1.0}, r"--dropout is 1.0, expected a number in \[0, 1\)"),
+        ({"seed": 2**32}, "--seed is 4294967296, expected at most 4294967295"),
+        ({"keep": 2**31}, "--keep is 2147483648, expected at most 2147483647"),
+        ({"lr": float("inf")}, "--lr is inf, expected a finite number in the range of float32"),
+        ({"vat_radius": 1e39}, r"--vat-radius is 1e\+39, expected a finite number"),
+        ({"average": float("nan")}, "--average is nan, expected a finite number"),
+        ({"upright": (float("inf"),)}, r"--upright\[0\] is inf, expected a finite number"),
+        ({"distortion": Distortion(sigma=1e-9)}, "--distortion.sigma is 1e-09, expected at least a tenth of a pixel"),
+        ({"distortion": Distortion(shift=float("inf"))}, "--distortion.shift is inf, expected a finite number"),
+        ({"epochs": "3"}, "--epochs is '3', expected int"),
+        ({"hidden_sizes": (2.5,)}, r"--hidden-sizes is \[2.5\], expected tuple\[int, ...\]"),
+        ({"hidden_sizes": (2**54,)}, "--hidden-sizes has 18014398509481984, expected at most 9007199254740992"),
+        # Of adam, three numbers for each weight, and the same once more for the epoch before.
+        (
+            {"hidden_sizes": (3 * 10**9,)},
+            f"--hidden-sizes 3000000000: the weights .* take {24 * (75 * 3 * 10**9 + 10):,} bytes, and there are",
+        ),
+        ({"ensemble": 10**9}, "--hidden-sizes 32: the weights .* bytes, and there are"),
+        ({"views": 10**9, "distortion": Distortion(shift=1.0)}, "--views 1000000000: .* take 14,400,000,000,000 bytes"),
+        ({"epochs": 2**31 - 1}, "--epochs is 2147483647, expected at most 195225786: each is of 11 steps"),
+        ({"accumulate": 2000, "batch_size": 2000}, "--accumulate is 2000, expected at most the 1,318 training images"),
+        ({"run_dir": Path("\udcff")}, "run folder \udcff: its name is not of UTF-8, and checkpoints cannot be written"),
+        ({"patience": 3, "validation": 0}, "--patience is 3 and --validation is 0: hold some out"),
         (
             {"mesh": "data=8", "batch_size": 120, "accumulate": 2},
             "--batch-size is 120, expected a multiple of 16: of --accumulate 2 times the 8 of --mesh data=8",
@@ -663,6 +814,54 @@ def test_the_command_line(tmp_path):
     scores = json.loads((run_dir / "scores.json").read_text())["scores"]
     assert scores["test"]["accuracy"] > 0.9
     assert float(training.evaluate(params, x, y, network).accuracy) == pytest.approx(scores["test"]["accuracy"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts what Linux shows")
+def test_two_hundred_epochs_hold_what_twenty_do(tmp_path, caplog):
+    """Memory, open files, compiled programs, with a checkpoint after each epoch."""
+    held = []
+
+    def count(done):
+        if done in (20, 199):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            compiled = sum(record.getMessage().startswith("Compiling ") for record in caplog.records)
+            files = [path for path in Path("/proc/self/fd").iterdir() if (tmp_path in path.resolve().parents)]
+            held.append((compiled, pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(files)))
+        return False
+
+    with jax.log_compiles():
+        train(digits(tmp_path, epochs=200, checkpoint_every=0.0), count)
+    (programs, megabytes, files), later = held
+    assert programs > 0
+    assert later[0] == programs
+    assert later[1] < megabytes + 50
+    assert later[2] <= files + 10  # those of the checkpoint that is being written
+
+
+STREAMS = {
+    "full": "> /dev/full",
+    "closed": ">&-",
+    "all closed": "<&- >&- 2>&-",
+    "broken": "| true",
+    "errors into a full one": "2> /dev/full",
+    "errors broken": "2>&1 > /dev/null | true",
+}
+
+
+@pytest.mark.parametrize("stream", [pytest.param(name, marks=pytest.mark.slow) for name in STREAMS] + ["full, closed"])
+def test_standard_streams_that_fail(stream, tmp_path):
+    """Full, closed, broken, or of too few characters for the path: the run is whole."""
+    into = STREAMS.get(stream, "> /dev/full 2>&-")
+    command = f"set -o pipefail; {sys.executable} {SCRIPT} --dataset digits --hidden-sizes 32 --run-dir ü {into}"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, errors="replace"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert {path.name for path in (tmp_path / "ü").iterdir()} == FILES | PICTURES
 
 
 @pytest.mark.mnist

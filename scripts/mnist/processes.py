@@ -1,18 +1,22 @@
 """The processes of a run: how they find each other, which of them speaks, and what stops them."""
 
 import hashlib
+import logging
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from io import TextIOWrapper
+from typing import Any, NoReturn, TextIO
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather, reached_preemption_sync_point
-from mnist.settings import Config
+from mnist.settings import LARGEST, Config
 
 from funcnet import sharding
 
@@ -30,23 +34,27 @@ def join(config: Config) -> None:
     Raises:
       ValueError: settings that do not belong together.
     """
-    given = config.processes is not None, config.process is not None
+    processes, process = config.processes, config.process
     if config.coordinator in (None, "auto"):
-        if any(given):
+        if processes is not None or process is not None:
             raise ValueError("--processes and --process belong to --coordinator host:port")
         if config.coordinator is None:
             return
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     else:
-        if not re.fullmatch(r".+:\d+", config.coordinator):
+        address = re.fullmatch(r".+:(\d{1,5})", config.coordinator)
+        if address is None or int(address[1]) > 65535:
             raise ValueError(f"--coordinator is {config.coordinator!r}, expected host:port or auto")
-        if not all(given):
+        if processes is None or process is None:
             raise ValueError(
                 "--coordinator host:port needs --processes and --process: how many there are, which this is"
             )
-        jax.distributed.initialize(
-            config.coordinator, config.processes, config.process, heartbeat_timeout_seconds=HEARTBEAT
-        )
+        if not 0 <= process < processes <= LARGEST:
+            raise ValueError(
+                f"--process is {process} and --processes {processes}, expected whole numbers, from 0 and up to one "
+                f"less than all of them, which are at most {LARGEST}"
+            )
+        jax.distributed.initialize(config.coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
     everything = jax.device_count()
     if jax.process_count() > 1 and (not config.mesh or sharding.make_mesh(config.mesh).size < everything):
         raise ValueError(
@@ -90,23 +98,27 @@ def agreed(wish: bool) -> bool:
     return bool(broadcast_one_to_all(np.bool_(wish))) if jax.process_count() > 1 else wish
 
 
-def told_to_stop() -> Callable[[int], bool]:
-    """Whether SIGTERM has come, as a function of the epochs done; several processes agree on after which they stop.
+def told_to_stop() -> tuple[Callable[[int], bool], Callable[[], None]]:
+    """From here on Ctrl-C and SIGTERM are minded.
 
-    Also minds Ctrl-C. Where there is nothing to keep (before the first epoch), or one process alone cannot keep it,
-    it ends the process at once. Otherwise it is a KeyboardInterrupt, and here again if that was lost: callbacks such as
-    JAX's for the garbage collector lose it.
+    While there is something to lose, Ctrl-C, however often it comes, is no more than noted: between two epochs, the one
+    place where nothing is half done, it is a KeyboardInterrupt. (Python would not hear of it sooner: an epoch is one
+    call.) Before the first epoch, once all is saved, and where one process of several cannot keep anything, it ends the
+    process at once.
+
+    Returns:
+      `asked`, of the epochs done: whether SIGTERM has come; several processes agree on after which they stop. It raises
+      KeyboardInterrupt after Ctrl-C. And `saved`, to be called when nothing can be lost any more.
     """
-    epochs_begun, terminated, interrupted = threading.Event(), threading.Event(), threading.Event()
+    something_to_lose, terminated, interrupted = threading.Event(), threading.Event(), threading.Event()
 
     def interrupt(*_):
-        if not epochs_begun.is_set() or jax.process_count() > 1:
+        if not something_to_lose.is_set() or jax.process_count() > 1:
             leave()
         interrupted.set()
-        raise KeyboardInterrupt
 
     def asked(done: int) -> bool:
-        epochs_begun.set()
+        something_to_lose.set()
         if interrupted.is_set():
             raise KeyboardInterrupt
         return reached_preemption_sync_point(done) if jax.process_count() > 1 else terminated.is_set()
@@ -115,7 +127,7 @@ def told_to_stop() -> Callable[[int], bool]:
         signal.signal(signal.SIGINT, interrupt)
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, lambda *_: terminated.set())
-    return asked
+    return asked, something_to_lose.clear
 
 
 def give_up() -> int:
@@ -128,5 +140,71 @@ def give_up() -> int:
 
 def leave() -> NoReturn:
     """End the process after Ctrl-C. XLA may be compiling in other threads, and does not survive an ordinary exit."""
-    os.write(2, b"train_mnist: interrupted\n")  # in a signal handler, `print` may meet itself
+    with suppress(OSError):
+        os.write(2, b"train_mnist: interrupted\n")  # in a signal handler, `print` may meet itself
     os._exit(INTERRUPTED)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """What orbax says of a full disk, in hundreds of lines of several threads, reaches the run as an exception, too."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before, hook = [logger.level for logger in loggers], threading.excepthook
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        threading.excepthook = lambda _: None
+        yield
+    finally:
+        threading.excepthook = hook
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def unfailing_streams() -> Iterator[None]:
+    """A standard output or error that is full, closed, broken or of few characters does not fail the run."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # one was closed: the next file that is opened, of weights, say, would have been taken for it
+    os.close(fd)
+    out, err = (Unfailing(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: PTH123, SIM115
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()
+
+
+@dataclass(frozen=True)
+class Unfailing:
+    """A stream that becomes the null device when it fails."""
+
+    stream: TextIO
+
+    def __post_init__(self):
+        if isinstance(self.stream, TextIOWrapper):
+            self.stream.reconfigure(errors="backslashreplace")  # for names that it cannot encode
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, if that is possible."""
+        self._attempt(lambda: (self.stream.write(text), self.stream.flush()))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if that is possible."""
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except (OSError, ValueError) as error:  # a ValueError of a closed one
+            with suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self.stream.fileno())  # what it still holds goes there, too, at the end
+                os.close(null)
+            if self.stream is sys.__stdout__:
+                say(f"standard output: {error}; the run goes on without")

@@ -1,9 +1,14 @@
 """What the settings of a run amount to: a network, an optimizer, where to start, and pure functions."""
 
 import math
+import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from mnist.data import Data
 from mnist.processes import agreed
-from mnist.settings import NO_DISTORTION, Config
+from mnist.settings import LARGEST, NO_DISTORTION, Config
 
 from funcnet import Network, Params, activations, evaluation, init, optimizers, products, schedules, sharding, training
 from funcnet.distortions import distort, scaled
@@ -47,10 +52,18 @@ def build(config: Config, data: Data, key: Array) -> Program:
     """The program of a configuration: for one network, for one over a mesh, or for an ensemble."""
     train = data.parts["train"]
     pixels, samples = train.images.shape[1], len(train.images)
+    config = replace(config, batch_size=batch_size_for(config, samples))
     on_host = train.inputs, data.targets
     compute_dtype = None if config.compute_dtype == "float32" else config.compute_dtype
     network = Network(activations.from_name(config.activation), compute_dtype=compute_dtype)
-    optimizer = make_optimizer(config, steps_per_epoch=-(-samples // config.batch_size))
+    steps = -(-samples // config.batch_size)
+    if config.epochs * steps > LARGEST:
+        raise ValueError(
+            f"--epochs is {config.epochs}, expected at most {LARGEST // steps}: each is of {steps} steps, which are "
+            "counted in 32 bits"
+        )
+    optimizer = make_optimizer(config, steps_per_epoch=steps)
+    check_memory(config, data, optimizer)
 
     def settings(strength) -> dict[str, Any]:
         regularized = {"transform": deformation(config, pixels, strength), "augment": augment, "masks": masks}
@@ -89,6 +102,51 @@ def build(config: Config, data: Data, key: Array) -> Program:
     return one if config.ensemble == 1 else ensemble_of(config.ensemble, start, key, one, train.inputs)
 
 
+def batch_size_for(config: Config, samples: int) -> int:
+    """That of the settings, but no more than it takes for all samples: the rest would be fillers."""
+    if config.accumulate > samples:
+        raise ValueError(f"--accumulate is {config.accumulate}, expected at most the {samples:,} training images")
+    shares = sharding.make_mesh(config.mesh).shape["data"] if config.mesh else 1
+    parts = config.accumulate * shares
+    if config.batch_size % parts:
+        raise ValueError(
+            f"--batch-size is {config.batch_size}, expected a multiple of {parts}: of --accumulate "
+            f"{config.accumulate} times the {shares} of --mesh {config.mesh}"
+        )
+    return min(config.batch_size, -(-samples // parts) * parts)
+
+
+def check_memory(config: Config, data: Data, optimizer: optimizers.Optimizer) -> None:
+    """Refuse what cannot fit into the memory that there is, before any of it is asked for."""
+    sizes = (data.parts["train"].images.shape[1], *config.hidden_sizes, data.classes)
+    layer = [(jax.ShapeDtypeStruct((1, 1), np.float32), jax.ShapeDtypeStruct((1,), np.float32))]
+    kept = jax.tree.leaves(jax.eval_shape(partial(training.init_state, optimizer=optimizer), layer))
+    copies = sum(leaf.ndim == 2 for leaf in kept)  # the weights themselves, and what the optimizer has for each
+    one = 4 * copies * sum((n + 1) * m for n, m in pairwise(sizes))
+    views = config.views * len(data.parts["test" if config.test else "validation"].labels) * data.classes * 4
+    first = " ".join(map(str, config.hidden_sizes[:9]))
+    needs = {
+        f"--hidden-sizes {first}: the weights and what the optimizer keeps of them": 2 * one * config.ensemble,
+        f"--views {config.views}: what the networks say of them": views if config.views > 1 else 0,
+    }
+    for what, needed in needs.items():
+        if needed > memory():
+            raise ValueError(f"{what} take {needed:,} bytes, and there are {memory():,}")
+
+
+def memory() -> int:
+    """The bytes that a device has, or this machine or container, if it is the device."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit:
+        return limit
+    limits = [sys.maxsize]
+    with suppress(AttributeError, OSError, ValueError):  # not on every system
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # "max" is no number
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
+
+
 def ensemble_of(networks: int, start, key: Array, one: Program, inputs: np.ndarray) -> Program:
     """Several networks in one program: each has its own weights, its own order of the samples, maybe its own images."""
 
@@ -120,12 +178,6 @@ def ensemble_of(networks: int, start, key: Array, one: Program, inputs: np.ndarr
 def over_mesh(config: Config, one: Program, step, on_host) -> Program:
     """The same steps on the same batches, spread over the devices of a mesh."""
     mesh = sharding.make_mesh(config.mesh)
-    parts = config.accumulate * mesh.shape["data"]
-    if config.batch_size % parts:
-        raise ValueError(
-            f"--batch-size is {config.batch_size}, expected a multiple of {parts}: of --accumulate "
-            f"{config.accumulate} times the {mesh.shape['data']} of --mesh {config.mesh}"
-        )
     if mesh.size > 1 and not hasattr(jax, "set_mesh") and math.isfinite(config.checkpoint_every):
         raise ValueError(
             f"--mesh {config.mesh}: orbax needs a newer jax than {jax.__version__} for checkpoints of "

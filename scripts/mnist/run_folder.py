@@ -1,52 +1,123 @@
 """What a run of `train_mnist.py` leaves in its folder; of several processes, the first one writes."""
 
 import json
+import os
+import shutil
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, sync_global_devices
+from mnist.environment import differences, environment
 from mnist.processes import is_writer, say
-from mnist.settings import FREE_TO_CHANGE, Config, as_json, in_words
+from mnist.settings import ENVIRONMENT, FREE_TO_CHANGE, Config, as_json, environment_of, in_words
 
 from funcnet import Network, Params, checkpoints, files, weights
 
-CONFIG, METRICS, SCORES, WEIGHTS, CHECKPOINTS = (
+try:
+    import fcntl
+except ImportError:  # of Unix alone
+    fcntl = None
+
+CONFIG, METRICS, SCORES, WEIGHTS, CHECKPOINTS, LOCK = (
     "config.json",
     "metrics.jsonl",
     "scores.json",
     "weights.safetensors",
     "checkpoints",
+    ".train_mnist.lock",
 )
 
 
 def check_free(run_dir: Path) -> None:
     """Refuse a folder in which a run could overwrite something."""
-    if run_dir.exists() and (not run_dir.is_dir() or any(not files.is_leftover(path) for path in run_dir.iterdir())):
+    if run_dir.exists() and (not run_dir.is_dir() or any(not _is_leftover(path) for path in run_dir.iterdir())):
         raise FileExistsError(f"run folder {run_dir}: already there and not an empty folder; give another --run-dir")
 
 
-def open_run_dir(config: Config, name: str) -> Path:
-    """The run's folder with the configuration in it: a new one, writable before anything is trained, or the old one."""
+def _is_leftover(path: Path) -> bool:
+    """Of a run that was killed."""
+    return files.is_leftover(path) or path.name == LOCK
+
+
+@contextmanager
+def opened(config: Config, name: str) -> Iterator[Path]:
+    """The run's folder with the configuration in it: a new one, writable before anything is trained, or the old one.
+
+    No other run can open it meanwhile.
+    """
     now = int(broadcast_one_to_all(np.uint32(time.time()))) if jax.process_count() > 1 else time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     run_dir = config.resume or config.run_dir or Path("runs") / f"{name.lower()}-{stamp}"
-    if is_writer():
+    if is_writer() and config.resume is None:
+        check_free(run_dir)
+    with _locked(run_dir) if is_writer() else nullcontext():
+        if is_writer():
+            _begin(config, run_dir)
+        if jax.process_count() > 1:
+            sync_global_devices("run folder")  # no process makes a folder in it before the first has looked
+        yield run_dir
+
+
+def _begin(config: Config, run_dir: Path) -> None:
+    """Tidy up after a run that was killed, and leave the configuration of a new one."""
+    if config.resume is None:
+        check_free(run_dir)  # another run may have been quicker, and be over
+    with _errors_of(run_dir):
+        for path in filter(files.is_leftover, run_dir.iterdir()):
+            path.unlink()
         if config.resume is None:
-            check_free(run_dir)
+            kept = json.loads(as_json(config)) | {ENVIRONMENT: environment()}
+            files.write_atomically(run_dir / CONFIG, (json.dumps(kept, indent=2) + "\n").encode())
+
+
+@contextmanager
+def _errors_of(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"run folder {run_dir}: cannot be written: {error}") from error
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """The folder to oneself, by a lock that ends with the process, however that ends.
+
+    Raises:
+      BlockingIOError: another run has it.
+    """
+    path = run_dir / LOCK
+    with _errors_of(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            for path in filter(files.is_leftover, run_dir.iterdir()):
-                path.unlink()
-            if config.resume is None:
-                files.write_atomically(run_dir / CONFIG, as_json(config).encode())
+            if fcntl is None:
+                raise OSError("this system has no locks")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(lock, 200).decode(errors="replace").strip()
+            raise BlockingIOError(f"run folder {run_dir}: another run is at work in it ({owner})") from error
         except OSError as error:
-            raise OSError(f"run folder {run_dir}: cannot be written: {error}") from error
-    if jax.process_count() > 1:
-        sync_global_devices("run folder")  # no process makes a folder in it before the first has looked
-    return run_dir
+            say(f"run folder {run_dir}: {error}: a second run in it would not be noticed")
+        if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):
+            raise BlockingIOError(f"run folder {run_dir}: another run is just ending in it; try again")
+        with suppress(OSError):  # who it is
+            os.ftruncate(lock, 0)
+            os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+    finally:
+        os.close(lock)
 
 
 def take_up(folder: Any, config: Config, whole: Any) -> tuple[Any, list[dict[str, float]]]:
@@ -68,6 +139,9 @@ def take_up(folder: Any, config: Config, whole: Any) -> tuple[Any, list[dict[str
                 f"{config.resume / CONFIG} was changed: {name} is {now[name]!r}, but the run was saved "
                 f"with {then.get(name)!r}"
             )
+    _, rounding = differences(environment_of(config.resume / CONFIG))
+    if rounding:
+        say(f"not to the last bit: since the run began, {', '.join(rounding)}")
     say(f"going on after {found.number} epochs")
     return found.tree, found.notes["history"]
 
@@ -77,6 +151,26 @@ def checkpoint(folder: Any, config: Config, whole: Any, history: list[dict[str, 
     if folder.latest_step() != len(history):
         notes = {"history": history, "config": json.loads(as_json(config))}
         checkpoints.save(folder, len(history), whole, notes)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """A folder in which there is nothing after all."""
+    if is_writer():
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def remove_half_checkpoints(run_dir: Path) -> None:
+    """What orbax was writing when there was no more room; nobody else writes there."""
+    for half in (run_dir / CHECKPOINTS).glob("[0-9]*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def write_picture(path: Path, figure: Any) -> None:
+    """A picture, whole or not at all."""
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    files.write_atomically(path, content.getvalue())
 
 
 def write_metrics(run_dir: Path, history: list[dict[str, float]]) -> None:
@@ -91,15 +185,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def save_weights(members: list[Params], network: Network, config: Config, run_dir: Path) -> list[Path]:
     """The weights, and what it takes to use them, in a file for each network of an ensemble."""
-    paths = [run_dir / WEIGHTS]
-    if len(members) > 1:
-        paths = [paths[0].with_stem(f"{paths[0].stem}_{number}") for number in range(1, len(members) + 1)]
+    paths = weight_files(run_dir, len(members))
     widths = [in_words(width) for width in config.upright] or ["no"]
     widths *= len(members) // len(widths)
     for path, params, width in zip(paths, members, widths, strict=True):
         if is_writer():
             weights.save(path, params, network, metadata={"upright": width})
     return paths
+
+
+def weight_files(run_dir: Path, networks: int) -> list[Path]:
+    """Where the weights of each network are."""
+    one = run_dir / WEIGHTS
+    return [one] if networks == 1 else [one.with_stem(f"{one.stem}_{number}") for number in range(1, networks + 1)]
 
 
 def _write(path, text):

@@ -3,18 +3,23 @@
 import argparse
 import json
 import math
+import stat
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
+from mnist.environment import differences
 from mnist.recipes import RECIPES, described
 
 from funcnet import activations
 from funcnet.distortions import Distortion
 
 NO_DISTORTION = Distortion()
+ENVIRONMENT = "environment"  # under which config.json has what is no setting
+LONGEST_FILE = 1_000_000  # bytes
+LARGEST, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # where JAX's own integers end, and its floats
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,9 @@ class Config:
     """Training images held out, to watch while training; by default a twelfth (5,000 of MNIST)."""
     fold: int = 0
     """Which of them: 0 holds out the last, 1 as many before those, and so on; for cross-validation."""
+    patience: int = 0
+    """Stop after so many epochs without a smaller validation loss, and keep the weights of the epoch that has the
+    smallest; 0 trains to the end and keeps the last. The schedule stays that of all the epochs."""
     test: bool = True
     """Look at the test set, once, at the end; not while settings are being chosen (--no-test)."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
@@ -109,8 +117,8 @@ def from_command_line(arguments: list[str] | None = None) -> Config:
     """The settings: the recipe's, or those of the run to repeat, with what else is given put in their place."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="default")
-    first.add_argument("--repeat", type=Path)
-    first.add_argument("--resume", type=Path)
+    first.add_argument("--repeat", type=at_home)
+    first.add_argument("--resume", type=at_home)
     start, _ = first.parse_known_args(arguments)
     if (start.recipe != "default") + bool(start.repeat) + bool(start.resume) > 1:
         raise ValueError("--recipe, --repeat and --resume are ways to start; give one of them")
@@ -123,6 +131,24 @@ def from_command_line(arguments: list[str] | None = None) -> Config:
     recipes = "\n\n".join(f"{name}: {described(name)}" for name in RECIPES)
     about = f"{Config.__doc__}\n\nRecipes:\n\n{recipes}"
     return tyro.cli(Config, args=arguments, default=default, description=about)
+
+
+def at_home(path: str | Path) -> Path:
+    """A path, whose leading tilde is somebody's home.
+
+    Raises:
+      ValueError: nobody's.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}; ./{path} is a folder of that name") from error
+
+
+def with_paths(config: Config) -> Config:
+    """The settings with paths of their own kind, as Python callers and shells may not have made them."""
+    paths = {name: getattr(config, name) for name in ("run_dir", "repeat", "resume")}
+    return replace(config, **{name: at_home(path) for name, path in paths.items() if isinstance(path, str | Path)})
 
 
 def in_words(width: float) -> str:
@@ -142,23 +168,41 @@ def read(path: Path) -> Config:
       OSError: there is no such file.
       ValueError: it is no configuration, or not one of this version; says what is missing or unknown.
     """
-    try:
-        settings = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not the configuration of a run: {error}") from error
-    hints = get_type_hints(Config)
-    if not isinstance(settings, dict) or settings.keys() != hints.keys():
-        odd = sorted(settings.keys() ^ hints.keys()) if isinstance(settings, dict) else type(settings).__name__
+    settings, hints = {name: value for name, value in _content(path).items() if name != ENVIRONMENT}, _hints()
+    if settings.keys() != hints.keys():
+        odd = sorted(settings.keys() ^ hints.keys())
         raise ValueError(f"{path}: not the configuration of a run of this version: {odd} unknown or missing")
     for name, value in settings.items():
         if not _fits(value, hints[name]):
-            hint = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name])
-            raise ValueError(f"{path}: {name} is {value!r}, expected {hint.replace('typing.', '')}")
+            raise ValueError(f"{path}: {name} is {_short(value)}, expected {_in_words(hints[name])}")
     settings |= dict.fromkeys(("run_dir", "resume", "coordinator", "processes", "process")) | {"repeat": path}
     settings |= {name: tuple(settings[name]) for name in ("hidden_sizes", "upright")}
     settings["distortion"] = Distortion(**settings["distortion"])
     settings["data_dir"] = settings["data_dir"] and Path(settings["data_dir"])
     return Config(**settings)
+
+
+def environment_of(path: Path) -> dict[str, Any]:
+    """What JAX and the machine were like for the run of a configuration; empty, if that was not kept."""
+    kept = _content(path).get(ENVIRONMENT)
+    return kept if isinstance(kept, dict) else {}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What is in a configuration's file, which is small and an object of JSON."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError(f"{path}: not the configuration of a run: it is no ordinary file")
+    if about.st_size > LONGEST_FILE:
+        raise ValueError(f"{path}: not the configuration of a run: it has {about.st_size:,} bytes")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of a number of too many digits, of brackets
+        raise ValueError(f"{path}: not the configuration of a run: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not the configuration of a run of this version: {type(content).__name__} unknown or "
+                         "missing")  # fmt: skip
+    return content
 
 
 # What may change when a run goes on: where it runs, and how it is looked after.
@@ -193,6 +237,27 @@ def check_same_run(config: Config, run_dir: Path) -> None:
             raise ValueError(f"--resume {run_dir}: {name} is {value!r}, but that run began with {was!r}")
     if config.run_dir not in (None, run_dir):
         raise ValueError(f"--resume {run_dir} goes on in that folder; --run-dir is {config.run_dir}")
+    decisive, _ = differences(environment_of(run_dir / "config.json"))
+    if decisive:
+        raise ValueError(f"--resume {run_dir}: since that run began, {decisive[0]}, or these are other bits")
+
+
+def _hints() -> dict[str, Any]:
+    """The type of each setting."""
+    return get_type_hints(Config)
+
+
+def _in_words(hint: Any) -> str:
+    return (hint.__name__ if isinstance(hint, type) else str(hint)).replace("typing.", "")
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python shows
+        return "a very large number"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -206,35 +271,72 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in get_args(hint))
     if get_origin(hint) is tuple:
         return isinstance(value, list) and all(_fits(v, get_args(hint)[0]) for v in value)
+    if hint is float and isinstance(value, int) and abs(value) >= 2**1023:
+        return False  # no float is so large
     kinds: dict[Any, Any] = {float: (int, float), Path: str}
     return isinstance(value, kinds.get(hint, hint)) and isinstance(value, bool) == (hint is bool)
 
 
+def _is_unicode(path: Path) -> bool:
+    """Not of bytes that Python could not decode."""
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in str(path))
+
+
+def _floats(config: Config) -> dict[str, Any]:
+    """Every number that is not whole, under its flag."""
+    hints = _hints()
+    numbers = {_flag(name): getattr(config, name) for name, hint in hints.items() if hint is float}
+    numbers |= {f"{_flag('upright')}[{i}]": width for i, width in enumerate(config.upright)}
+    return numbers | {f"--distortion.{name}": value for name, value in config.distortion._asdict().items()}
+
+
 def check(config: Config) -> None:
     """Refuse settings that make no sense, before anything is loaded."""
+    kept, hints = json.loads(as_json(config)), _hints()
+    for name, hint in hints.items():
+        if not _fits(kept[name], hint):
+            raise ValueError(f"{_flag(name)} is {_short(kept[name])}, expected {_in_words(hint)}")
+    for flag, value in _floats(config).items():
+        if not abs(value) <= LARGEST_FLOAT and (flag, value) != ("--checkpoint-every", math.inf):
+            raise ValueError(f"{flag} is {value}, expected a finite number in the range of float32")
+    for path in (config.run_dir, config.resume):
+        if path is not None and not _is_unicode(path.absolute()):
+            raise ValueError(
+                f"run folder {path}: its name is not of UTF-8, and checkpoints cannot be written there; where it is, "
+                "set PYTHONUTF8=1"
+            )
     least = {"epochs": 0, "batch_size": 1, "ensemble": 1, "lr": 0, "weight_decay": 0, "weight_limit": 0,
-             "vat_radius": 0, "validation": 0, "fold": 0, "seed": 0, "views": 1, "accumulate": 1,
+             "vat_radius": 0, "validation": 0, "fold": 0, "seed": 0, "views": 1, "accumulate": 1, "patience": 0,
              "checkpoint_every": 0, "keep": 1}  # fmt: skip
     for name, smallest in least.items():
         value = getattr(config, name)
         if value is not None and not value >= smallest:
-            raise ValueError(f"{_flag(name)} is {value}, expected at least {smallest}")
+            raise ValueError(f"{_flag(name)} is {_short(value)}, expected at least {smallest}")
+        largest = 2**32 - 1 if name == "seed" else LARGEST  # a key is made of 32 bits of the seed
+        if isinstance(value, int) and value > largest:
+            raise ValueError(f"{_flag(name)} is {_short(value)}, expected at most {largest}")
+    if len(config.activation) > 100:
+        raise ValueError(f"--activation is {_short(config.activation)}, expected the name of one")
     activations.from_name(config.activation)
     for width in config.hidden_sizes:
         if width < 1:
-            raise ValueError(f"--hidden-sizes has {width}, expected at least 1")
+            raise ValueError(f"--hidden-sizes has {_short(width)}, expected at least 1")
+        if width > 2**53:  # smaller ones are weighed against the memory
+            raise ValueError(f"--hidden-sizes has {_short(width)}, expected at most {2**53}")
     for name in ("dropout", "input_dropout", "label_smoothing", "average", "momentum", "soft_finish"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{_flag(name)} is {getattr(config, name)}, expected a number in [0, 1)")
     for name, value in config.distortion._asdict().items():
         if not value >= 0 or (name == "sigma" and value == 0):
             raise ValueError(f"--distortion.{name} is {value}, expected a positive number")
+    if config.distortion.sigma < 0.1:  # the noise lies on a grid as fine as that
+        raise ValueError(f"--distortion.sigma is {config.distortion.sigma}, expected at least a tenth of a pixel")
     for width in config.upright:
         if not 0 <= width < math.inf:
             raise ValueError(f"--upright has {width}, expected a positive number of pixels, or 0 for an image's own")
     if len(config.upright) not in (0, 1, config.ensemble):
         raise ValueError(
-            f"--upright has {len(config.upright)} widths, {config.upright}, expected one, such as 0, or "
+            f"--upright has {len(config.upright)} widths, {_short(config.upright)}, expected one, such as 0, or "
             f"one for each network of --ensemble {config.ensemble}"
         )
     if config.distortion == NO_DISTORTION and (config.views > 1 or config.soft_finish):
@@ -258,6 +360,8 @@ def check(config: Config) -> None:
         raise ValueError(f"--fold is {config.fold} and --validation is 0: hold some out")
     if config.validation == 0 and not config.test:
         raise ValueError("--no-test leaves the validation images to look at, and --validation is 0: hold some out")
+    if config.validation == 0 and config.patience:
+        raise ValueError(f"--patience is {config.patience} and --validation is 0: hold some out")
     if config.resume is not None:
         check_same_run(config, config.resume)
 
