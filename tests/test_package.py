@@ -40,8 +40,8 @@ PARTS = {
     "exchange": ["checks", "torch_tensors", "torch_module", "torch", "sklearn", "onnx", "onnx_nodes", "from_onnx",
                  "stablehlo", "__init__"],
     "checkpoints": ["fingerprints", "leaves", "damage", "__init__"],
-    "testing": ["trees", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks", "__init__",
-                "__main__"],
+    "testing": ["trees", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
+                "__init__", "__main__"],
 }  # fmt: skip
 INTERNAL = {"calls", "extras", "files", "sweeps", "clipping"}  # modules that only others use
 MODULES = [f"funcnet.{name}" for name in ORDER]
