@@ -68,7 +68,6 @@ STRINGS = "names, y = np.unique(y, return_inverse=True)"
         ({"y": [0, 2**32 + 1]}, ValueError, "y holds 4294967297, which JAX would cut to 32 bits"),
         ({"params": [(Tensor(), np.ones(4, np.float32))]}, ValueError, r"params\[0\]\[0\] is a .*Tensor"),
     ],
-    ids=str,
 )
 def test_what_is_no_array_is_named(data, changes, error, message):
     call = dict(zip(("params", "x", "y"), data, strict=True)) | changes
