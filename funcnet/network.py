@@ -62,9 +62,8 @@ class Network:
             object.__setattr__(self, "hidden", tuple(self.hidden))
             named = [(f"hidden[{l}]", f) for l, f in enumerate(self.hidden)]
         for name, f in [*named, ("output", self.output)]:
-            _check_activation(name, f)
-        if not isinstance(self.loss, Loss):
-            raise ValueError(f"loss is {_describe(self.loss)}, expected a Loss")
+            check_is_activation(name, f)
+        check_is_loss(self.loss)
         if self.compute_dtype is not None:  # kept by its name: NumPy's float64 is equal to None
             object.__setattr__(self, "compute_dtype", _floating(self.compute_dtype, "compute_dtype").name)
 
@@ -185,12 +184,19 @@ def _is_floating(a: Array) -> bool:
     return jnp.issubdtype(a.dtype, jnp.floating)
 
 
-def _check_activation(name: str, f: Any) -> None:
+def check_is_activation(name: str, f: Any) -> None:
+    """Check that `f` is an `Activation`."""
     if not isinstance(f, Activation):
         hint = (
             ": a function alone has no derivative (and leaky_relu is called: leaky_relu(0.01))" if callable(f) else ""
         )
         raise ValueError(f"{name} is {_describe(f)}, expected an Activation{hint}")
+
+
+def check_is_loss(loss: Any) -> None:
+    """Check that it is a `Loss`."""
+    if not isinstance(loss, Loss):
+        raise ValueError(f"loss is {_describe(loss)}, expected a Loss")
 
 
 def _floating(dtype: Any, name: str) -> np.dtype:

@@ -7,7 +7,7 @@ import oracle
 import pytest
 
 import funcnet
-from funcnet import Network, activations
+from funcnet import Network, activations, initializers
 
 SIZES = (6, 9, 4)
 
@@ -110,6 +110,12 @@ def test_initializers_have_their_variance(weights, variance, bound):
     assert abs(W.mean()) <= 4 * np.sqrt(variance / W.size)
     assert W.var() == pytest.approx(variance, rel=0.03)
     assert bound is None or np.abs(W).max() <= bound
+
+
+def test_initializers_are_called_what_they_are():
+    for name in ("he_normal", "he_uniform", "glorot_normal", "glorot_uniform", "lecun_normal"):
+        initializer = getattr(initializers, name)
+        assert (initializer.__name__, initializer.__doc__.split()[0]) == (name, name.partition("_")[2].capitalize())
 
 
 def test_initializers_refuse_what_they_cannot_scale():

@@ -24,6 +24,18 @@ PAIRS = {
         optimizers.adam(schedules.cosine(1e-2, total_steps=20)),
         optax.adam(optax.cosine_decay_schedule(1e-2, 20)),
     ),
+    "rmsprop, scheduled": (
+        optimizers.rmsprop(schedules.cosine(1e-2, total_steps=20)),
+        optax.rmsprop(optax.cosine_decay_schedule(1e-2, 20)),
+    ),
+    "sgd, scheduled": (
+        optimizers.sgd(schedules.cosine(1e-2, total_steps=20)),
+        optax.sgd(optax.cosine_decay_schedule(1e-2, 20)),
+    ),
+    "momentum, scheduled": (
+        optimizers.sgd(schedules.cosine(1e-2, total_steps=20), 0.9),
+        optax.sgd(optax.cosine_decay_schedule(1e-2, 20), 0.9),
+    ),
 }
 
 
@@ -103,6 +115,22 @@ def test_training_takes_optax(name, problem):
         state, _ = jax.jit(training.make_epoch(optimizer, batch_size=5))(state, jax.random.key(0), x, y)
         ends.append(state.params)
     assert max(oracle.errors_in_eps(*ends)) <= 64
+
+
+def test_a_momentum_and_a_decay_may_be_traced(problem):
+    params, x, y = problem
+    grads = funcnet.backward(params, x, y)
+
+    def updated(make, value):
+        optimizer = make(value)
+        state = optimizer.init(params)
+        return optimizer.update(grads, optimizer.update(grads, state, params)[1], params)[0]
+
+    for make in (partial(optimizers.sgd, 0.1), partial(optimizers.adamw, 0.1, 0.9, 0.999, 1e-8)):
+        many = jax.jit(jax.vmap(partial(updated, make)))(np.array([0.0, 0.5], np.float32))
+        for i, value in enumerate((0.0, 0.5)):
+            one = jax.jit(partial(updated, make, value))()
+            assert max(oracle.errors_in_eps(jax.tree.map(lambda u, i=i: u[i], many), one)) <= 8
 
 
 def test_a_learning_rate_may_be_traced(problem):

@@ -495,6 +495,8 @@ def test_the_gauss_newton_product_names_a_direction_that_does_not_fit():
     (params, x, y), _ = oracle.make_case(0, (6, 4), (7,), np.float32, weighted=False, masked=False)
     with pytest.raises(ValueError, match=r"direction is \[\(\(6, 5\), 'float32'\).*expected \[\(\(6, 4\), 'float32'\)"):
         curvature.gauss_newton_product(params, oracle.network(0, (6, 5), np.float32), x, y)
+    with pytest.raises(ValueError, match=r"direction is .* in PyTreeDef\(\[\[\*, \*\]\]\), expected .*\[\(\*, \*\)\]"):
+        curvature.gauss_newton_product(params, [list(layer) for layer in params], x, y)
 
 
 def test_the_kronecker_factors(dtype):

@@ -43,6 +43,8 @@ def test_dropout_masks_are_scaled_bernoulli():
         np.testing.assert_allclose(np.unique(mask), [0, 1 / (1 - rate)], rtol=1e-6)
         assert (mask == 0).mean() == pytest.approx(rate, abs=0.01)
     assert regularizers.dropout_masks(jax.random.key(1), params, (), 0.0) == (None, None)
+    deep = oracle.network(0, (6, 5, 5, 5, 4), np.float32)
+    assert [m.shape for m in regularizers.dropout_masks(jax.random.key(1), deep, (2,), 0.5)[1:]] == [(2, 5)] * 3
     with pytest.raises(ValueError, match=r"dropout_masks: rate is 1, expected a number in \[0, 1\)"):
         regularizers.dropout_masks(jax.random.key(1), params, (), 1)
 
@@ -266,6 +268,10 @@ def test_the_virtual_adversary_finds_the_direction_that_changes_most(data):
     assert w2 is None
 
     once = np.asarray(make(radius=0.5)[0][7:] - x)
+    d = np.asarray(jax.random.normal(jax.random.key(1), x.shape))
+    d /= np.linalg.norm(d, axis=1, keepdims=True)
+    uphill = np.asarray(jax.grad(funcnet.objective, argnums=1)(params, x + 0.1 * d, p.astype(np.float32)))
+    np.testing.assert_allclose(once, 0.5 * uphill / np.linalg.norm(uphill, axis=1, keepdims=True), atol=1e-3)
     random = np.random.default_rng(1).normal(size=(200, *x.shape))
     random *= 0.5 / np.linalg.norm(random, axis=-1, keepdims=True)
     by_chance = kl(p, np.asarray(funcnet.predict(params, (x + random).astype(np.float32)), np.float64)).mean(0)

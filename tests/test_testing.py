@@ -573,3 +573,10 @@ def test_nan_and_inf_in_the_targets_come_through(call, bad):
     value, grads = funcnet.value_and_backward(params, x, y, Network(loss=funcnet.squared_error))
     assert not np.isfinite(value)
     assert not np.isfinite(grads[-1][1][1])
+
+
+def test_what_is_no_activation_or_loss_is_named():
+    with pytest.raises(ValueError, match=r"activation is .*, expected an Activation: a function alone has no deriv"):
+        testing.check_activation(jnp.tanh)
+    with pytest.raises(ValueError, match="loss is 'mse' of type str, expected a Loss"):
+        testing.check_loss("mse")

@@ -359,7 +359,19 @@ def test_a_list_in_a_jitted_epoch_is_refused_and_a_seed_is_no_key(data):
         epoch(state, 0, *data)
 
 
+def test_batches_that_are_laid_out_may_hold_targets(data):
+    x, y = data[0][:20].reshape(4, 5, 6), np.eye(4, dtype=np.float32)[data[1][:20]].reshape(4, 5, 4)
+    epoch = jax.jit(training.make_prebatched_epoch(training.make_step(sgd(0.1)), samples=20))
+    by_targets, by_ids = (
+        epoch(fresh_state(sgd(0.1)), jax.random.key(0), x, y)[0].params for y in (y, y.argmax(-1).astype(np.int32))
+    )
+    assert max(oracle.errors_in_eps(by_targets, by_ids)) <= 16
+
+
 def test_networks_side_by_side_are_each_as_by_itself(data):
+    in_turn = "scan" in str(jax.make_jaxpr(training.for_each(jnp.sin))(jnp.ones(3)))
+    assert in_turn == (jax.default_backend() == "cpu")
+
     def run(key):
         state = training.init_state(funcnet.init(key, (6, 9, 4)), sgd(0.1))
         return training.make_epoch(sgd(0.1), batch_size=5)(state, key, *data)[0].params

@@ -12,6 +12,7 @@ from jax import Array
 
 from funcnet.activations import Activation
 from funcnet.losses import Loss
+from funcnet.network import check_is_activation, check_is_loss
 from funcnet.testing.differences import DIFFERENCE_TOLERANCE, central_difference, judge_by_differences
 from funcnet.testing.kinks import find_kinks, slope_of
 from funcnet.testing.ladder import judge
@@ -90,6 +91,7 @@ def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Repo
     >>> check_activation(Activation("sine", jnp.sin, lambda z, a: jnp.sin(z))).ok
     False
     """
+    check_is_activation("activation", activation)
     kinks = find_kinks(activation)
     slopes_at = jax.jit(lambda z: (activation.deriv(z, activation.fn(z)), slope_of(activation.fn, z)))
     grid = np.linspace(-30, 30, 1501)
@@ -146,6 +148,7 @@ def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: flo
     >>> check_loss(softmax_cross_entropy).ok
     True
     """
+    check_is_loss(loss)
     rng = np.random.default_rng(seed)
     fn, delta, total = jax.jit(loss.fn), jax.jit(loss.delta), jax.jit(lambda out, y: loss.fn(out, y).sum())
     gradient = jax.jit(jax.grad(total))

@@ -50,6 +50,8 @@ TESTS = {  # of each file, the quickest to notice first; its own doctests come b
     "sharding": ["sharding"],
 }
 
+SIGNATURES = "tests/test_package.py::test_no_public_name_or_signature_changed_by_accident"
+
 OTHER_OPERATOR = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitOr,
@@ -210,7 +212,7 @@ def run_tests(mistake: Mistake | None, module: str, log: Path) -> int:
 
     try:
         importlib.import_module(f"funcnet.{module}")
-        files = [f"funcnet/{module}.py", *(f"tests/test_{name}.py" for name in TESTS[module])]
+        files = [f"funcnet/{module}.py", *(f"tests/test_{name}.py" for name in TESTS[module]), SIGNATURES]
         return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-m", "not slow and not mnist", *files])
     except BaseException as error:  # a mistake may end the import of the module, or of its tests
         print(f"{type(error).__name__}: {error}")
