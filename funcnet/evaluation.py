@@ -79,7 +79,8 @@ def score(
     check_network(network)
     out = jnp.asarray(out)
     y, share = targets_and_shares(y, out, network, sample_weight)
-    metrics = Metrics(jnp.sum(share * network.loss.fn(out, y)), *accuracies(out, y, network, share))
+    weights = None if sample_weight is None else share
+    metrics = Metrics(jnp.sum(share * network.loss.fn(out, y)), *accuracies(out, y, network, weights))
     if network.loss.takes != "values" or is_class_ids(y):
         return metrics
     return metrics._replace(r2=_r2(out, y, share[..., None]))
@@ -115,15 +116,18 @@ def is_correct(out: ArrayLike, y: ArrayLike, network: Network = Network()) -> Ar
     return correct[..., 0] if K == 1 else correct
 
 
-def accuracies(out, y, network, share) -> tuple[Array | None, Array | None]:
-    """The two in `Metrics`; `share` is the part of each sample in the mean."""
+def accuracies(out, y, network, weights) -> tuple[Array | None, Array | None]:
+    """The two in `Metrics`, exactly 1 if all is correct; `weights` is None or one for each sample."""
     correct = is_correct(out, y, network)
     if correct is None:
         return None, None
-    if correct.ndim == share.ndim:
-        return jnp.sum(share * correct.astype(share.dtype)), None
-    of_each = jnp.mean(correct.astype(share.dtype), -1)
-    return jnp.sum(share * of_each), jnp.sum(share * jnp.all(correct, -1).astype(share.dtype))
+
+    def mean(of_each):  # (...)
+        return jnp.average(of_each.astype(out.dtype), weights=weights)
+
+    if correct.ndim < out.ndim:
+        return mean(correct), None
+    return mean(jnp.mean(correct.astype(out.dtype), -1)), mean(jnp.all(correct, -1))
 
 
 def _r2(out, y, share):

@@ -201,12 +201,12 @@ def check_is_loss(loss: Any) -> None:
 
 def _floating(dtype: Any, name: str) -> np.dtype:
     try:
-        floating = jnp.issubdtype(dtype, jnp.floating)
+        found = jnp.dtype(dtype)
     except TypeError:
-        floating = False
-    if not floating:
-        raise ValueError(f"{name} is {dtype!r}, expected a floating dtype, e.g. 'bfloat16'")
-    return jnp.dtype(dtype)
+        found = repr(dtype)
+    if isinstance(found, str) or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f"{name} is {found}, expected a floating dtype, e.g. 'bfloat16'")
+    return found
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> None:

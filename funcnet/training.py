@@ -25,7 +25,7 @@ from funcnet.calls import as_array
 from funcnet.evaluation import Metrics, Transform, accuracies, check_batch_size, checked_data, scale_pixels
 from funcnet.evaluation import evaluate as evaluate  # as: this is where users look for it
 from funcnet.mlp import forward, value_and_backward
-from funcnet.network import Network, Params, check_key, check_sample_weight, targets_and_shares
+from funcnet.network import Network, Params, check_key, check_sample_weight
 from funcnet.optimizers import Optimizer, apply_updates, update_with
 
 __all__ = [
@@ -148,8 +148,7 @@ def make_step(
 
         # The same forward pass as in the gradient: in one program, XLA computes it once.
         out = forward(params, x, network, masks=drawn)
-        y, share = targets_and_shares(y, out, network, sample_weight)
-        return grads, Metrics(value, *accuracies(out, y, network, share))
+        return grads, Metrics(value, *accuracies(out, y, network, sample_weight))
 
     passes = one_pass if accumulate == 1 else accumulated(one_pass, accumulate)
 

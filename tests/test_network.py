@@ -472,8 +472,8 @@ def test_an_activation_in_the_place_of_a_network_is_named(data, name):
         ),
         ({"weights": "he"}, "weights is 'he', expected an initializer, e.g. funcnet.he_normal"),
         ({"biases": 0.0}, "biases is 0.0, expected an initializer"),
-        ({"dtype": np.int32}, "dtype is <class 'numpy.int32'>, expected a floating dtype, e.g. 'bfloat16'"),
-        ({"dtype": complex}, "dtype is <class 'complex'>, expected a floating dtype"),
+        ({"dtype": np.int32}, "dtype is int32, expected a floating dtype, e.g. 'bfloat16'"),
+        ({"dtype": complex}, "dtype is complex128, expected a floating dtype"),
         ({"dtype": "float64"}, "dtype is float64, which JAX would make float32: set jax_enable_x64 first"),
     ],
 )

@@ -268,7 +268,7 @@ def test_the_virtual_adversary_finds_the_direction_that_changes_most(data):
     assert w2 is None
 
     once = np.asarray(make(radius=0.5)[0][7:] - x)
-    d = np.asarray(jax.random.normal(jax.random.key(1), x.shape))
+    d = np.array(jax.random.normal(jax.random.key(1), x.shape))
     d /= np.linalg.norm(d, axis=1, keepdims=True)
     uphill = np.asarray(jax.grad(funcnet.objective, argnums=1)(params, x + 0.1 * d, p.astype(np.float32)))
     np.testing.assert_allclose(once, 0.5 * uphill / np.linalg.norm(uphill, axis=1, keepdims=True), atol=1e-3)
