@@ -300,7 +300,7 @@ def test_one_copy_at_a_time_is_in_memory(tmp_path):
         (save(GOOD, NAMES | {"hidden": '[["relu"]]'}), "unknown activation .*, expected one of elu, gelu"),
         (save(GOOD, NAMES | {"hidden": '["relu"]'}), "hidden is a tuple of 1, expected an Activation or 0 of them"),
         (save(GOOD, NAMES | {"loss": "relu"}), "unknown loss 'relu', expected one of softmax_cross_entropy"),
-        (save(GOOD, NAMES | {"compute_dtype": "int8"}), "compute_dtype is 'int8', expected a floating dtype"),
+        (save(GOOD, NAMES | {"compute_dtype": "int8"}), "compute_dtype is int8, expected a floating dtype"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, content, message):
