@@ -196,6 +196,7 @@ def test_a_tilde_is_the_user_s_folder(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
 def test_many_saves_leave_no_files_open(tmp_path):
     def count():

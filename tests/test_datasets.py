@@ -681,6 +681,7 @@ def test_fashion_mnist_trains_by_one_command(small_fashion, tmp_path, monkeypatc
     assert load(Config(dataset="fashion", validation=2)).parts["train"].images.shape == (3, 784)
 
 
+@pytest.mark.slow
 def test_own_arrays_train_by_one_command(tmp_path, capsys, not_optimized):
     """Rows of 3 numbers, which are no images, with text for labels."""
     x = RNG.normal(size=(60, 3)) + 4 * np.arange(60)[:, None] % 3

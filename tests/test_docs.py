@@ -70,7 +70,11 @@ def used(tree):
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
-@pytest.mark.parametrize("page", PAGES)
+# The other pages show again what the quick tests know.
+QUICK = "conventions.md", "index.md"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page not in QUICK)) for page in PAGES])
 def test_a_page_s_own_blocks_run(page, hooks, tmp_path, monkeypatch):
     """With those of README.md that they build on. And every name in all of them is defined before."""
     monkeypatch.chdir(tmp_path)

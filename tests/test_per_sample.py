@@ -271,7 +271,13 @@ def clipped_by_group(rows, groups, w, max_norm):
 
 
 @pytest.mark.parametrize(
-    ("weights", "dtype"), [("none", "float32"), ("real", "float64"), ("whole", "float32")], indirect=["dtype"]
+    ("weights", "dtype"),
+    [
+        ("real", "float64"),
+        pytest.param("none", "float32", marks=pytest.mark.slow),
+        pytest.param("whole", "float32", marks=pytest.mark.slow),
+    ],
+    indirect=["dtype"],
 )
 def test_clipping_says_what_it_clipped_each_or_by_group(weights, dtype):
     args, arrays = with_everything((7,), dtype)

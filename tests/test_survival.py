@@ -135,6 +135,7 @@ def told_to_stop(tmp_path_factory):
     return run_dir, process.returncode, err
 
 
+@pytest.mark.slow
 def test_told_to_stop(tmp_path, told_to_stop, uninterrupted, capsys):
     """SIGTERM: a checkpoint, an exit code of its own, and what to type."""
     run_dir, code, err = told_to_stop
@@ -149,6 +150,7 @@ def test_told_to_stop(tmp_path, told_to_stop, uninterrupted, capsys):
     assert without_times(tmp_path / "run") == without_times(uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "was", "now"), [("lr", "0.002", "0.003"), ("seed", "0", "1")])
 def test_a_changed_configuration_is_noticed(tmp_path, told_to_stop, name, was, now):
     """It says how to go on, so it must be what it was; the checkpoint knows."""
@@ -205,6 +207,7 @@ def test_a_flag_that_decides_the_bits_is_minded(uninterrupted, monkeypatch, flag
         jax.config.update(flag, before)
 
 
+@pytest.mark.slow
 def test_what_may_round_otherwise_is_said(tmp_path, told_to_stop, capsys):
     shutil.copytree(told_to_stop[0], tmp_path / "run")
     path = tmp_path / "run" / "config.json"
@@ -223,7 +226,7 @@ def test_what_may_round_otherwise_is_said(tmp_path, told_to_stop, capsys):
 @pytest.mark.parametrize(
     ("settings", "after_the_best"),
     [
-        (("--average", "0.5"), 2),
+        pytest.param(("--average", "0.5"), 2, marks=pytest.mark.slow),
         *(pytest.param((), after, marks=pytest.mark.slow) for after in (-1, 0, 4)),
         pytest.param(("--ensemble", "2"), 2, marks=pytest.mark.slow),
         pytest.param(("--mesh", "data=2,model=2"), 2, marks=[pytest.mark.slow, MESH]),

@@ -437,7 +437,15 @@ def test_a_batch_of_more_than_all_images_is_one_of_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"average": 0.5}, {"ensemble": 2, "upright": (0.0, 1.5)}, {"mesh": "data=2,model=2"}], ids=str
+    "settings",
+    [
+        {"average": 0.5},
+        *(
+            pytest.param(settings, marks=pytest.mark.slow)
+            for settings in ({}, {"ensemble": 2, "upright": (0.0, 1.5)}, {"mesh": "data=2,model=2"})
+        ),
+    ],
+    ids=str,
 )
 def test_the_weights_of_the_best_epoch_are_kept(tmp_path, settings):
     """Which it is, NumPy says; they are those of a run of so many epochs."""
@@ -850,7 +858,7 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize("stream", [pytest.param(name, marks=pytest.mark.slow) for name in STREAMS] + ["full, closed"])
+@pytest.mark.parametrize("stream", [pytest.param(name, marks=pytest.mark.slow) for name in [*STREAMS, "full, closed"]])
 def test_standard_streams_that_fail(stream, tmp_path):
     """Full, closed, broken, or of too few characters for the path: the run is whole."""
     into = STREAMS.get(stream, "> /dev/full 2>&-")

@@ -243,7 +243,7 @@ def test_the_network_reaches_all_that_a_step_calls(data):
     assert max(oracle.errors_in_eps(*metrics)) <= 16
 
 
-@pytest.mark.parametrize("size", [5, 23])
+@pytest.mark.parametrize("size", [5, pytest.param(23, marks=pytest.mark.slow)])
 def test_weighted_samples_are_the_textbook_s_loop(data, size):
     """Each batch's weighted mean, against NumPy; batches of weight 0 change nothing."""
     x, y = data
@@ -284,7 +284,10 @@ OPTAX = {
 }
 
 
-@pytest.mark.parametrize("name", OPTAX)
+SLOW_OPTAX = "polyak_sgd", "lbfgs", "prodigy", "theirs in ours"  # the test of the line search has all that these take
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW_OPTAX)) for n in OPTAX])
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_any_optax_transformation_trains_twice_from_the_same_parameters(data, name, dtype):
     """Those that want the loss, the gradient or the function, and those that keep the parameters; nothing is taken."""
