@@ -139,7 +139,8 @@ def test_weights_and_lists_as_in_the_objective(data, params):
     x, y = data
     w = np.linspace(0, 1, 23)
     metrics = evaluation.evaluate(params, x, y.tolist(), sample_weight=w.tolist(), batch_size=np.int64(5))
-    assert metrics.loss == funcnet.objective(params, x.astype(np.float32) / 255, y, sample_weight=w)
+    want = funcnet.objective(params, x.astype(np.float32) / 255, y, sample_weight=w)
+    assert float(metrics.loss) == pytest.approx(float(want), rel=1e-6)
     out = oracle.forward(params, x / 255.0, "relu")
     assert metrics.accuracy == pytest.approx(np.average(out.argmax(1) == y, weights=w))
 

@@ -110,10 +110,11 @@ def check_everything(calls, dtype):
 
         w = np.ravel(arrays.get("sample_weight", np.ones(batch)))
         want = mean_of(clipped(rows, float(max_norm)), w)
-        assert max(oracle.errors_in_eps(jax.tree.leaves(clipped_mean), want)) <= 16, network
+        # Of 128 samples, deltas of 0.3 cancel in db to a mean of 0.006, so that its rounding is up to 21 eps of that.
+        assert max(oracle.errors_in_eps(jax.tree.leaves(clipped_mean), want)) <= 32, network
 
         exact, squares = mean_of(rows, w), mean_of([g**2 for g in rows], w)
-        assert max(oracle.errors_in_eps(jax.tree.leaves(mean), exact)) <= 16, network
+        assert max(oracle.errors_in_eps(jax.tree.leaves(mean), exact)) <= 32, network
         for got, square, m in zip(jax.tree.leaves(variance), squares, exact, strict=True):
             assert got.min() >= 0
             assert np.abs(got - (square - m**2)).max() <= 64 * np.finfo(dtype).eps * square.max(), network
