@@ -97,6 +97,8 @@ def as_array(name: str, value: Any) -> Any:
         raise ValueError(
             f"{name} has dtype {value.dtype}, expected numbers: {name}.astype('float32'), or of ids 'int32'"
         )
+    if not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
     if value.dtype.kind in "iu" and value.dtype.itemsize == 8 and value.size and jnp.result_type(int) == np.int32:
         largest = max(value.max(), -int(value.min()) - 1)
         if largest > np.iinfo(np.int32).max:

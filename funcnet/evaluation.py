@@ -17,7 +17,16 @@ from funcnet.activations import sigmoid
 from funcnet.calls import array_function, as_array
 from funcnet.losses import is_class_ids
 from funcnet.mlp import forward
-from funcnet.network import Network, Params, check_labels, check_network, targets_and_shares
+from funcnet.network import (
+    Network,
+    Params,
+    check_labels,
+    check_network,
+    check_probabilities,
+    check_targets,
+    losses_of,
+    targets_and_shares,
+)
 
 __all__ = ["Metrics", "Transform", "ensemble", "evaluate", "forward_in_batches", "is_correct", "scale_pixels", "score"]
 
@@ -78,9 +87,10 @@ def score(
     """
     check_network(network)
     out = jnp.asarray(out)
+    out = out.astype(jnp.float64 if out.dtype == jnp.float64 else jnp.float32)
     y, share = targets_and_shares(y, out, network, sample_weight)
     weights = None if sample_weight is None else share
-    metrics = Metrics(jnp.sum(share * network.loss.fn(out, y)), *accuracies(out, y, network, weights))
+    metrics = Metrics(jnp.sum(share * losses_of(out, y, network)), *accuracies(out, y, network, weights))
     if network.loss.takes != "values" or is_class_ids(y):
         return metrics
     return metrics._replace(r2=_r2(out, y, share[..., None]))
@@ -100,19 +110,24 @@ def is_correct(out: ArrayLike, y: ArrayLike, network: Network = Network()) -> Ar
       network: its loss and output activation decide what is asked.
 
     Returns:
-      bool, `(...)`, or `(..., K)` for several labels; or None.
+      bool, `(...)`, or `(..., K)` for several labels; or None. NaN is never correct.
+
+    Raises:
+      ValueError: `y` is neither class ids nor targets for `out`.
 
     >>> is_correct(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0]))
     Array([ True, False], dtype=bool)
     """
     out, y = jnp.asarray(out), jnp.asarray(y)
     takes, K = network.loss.takes, out.shape[-1]
+    check_targets(y, out.shape[:-1], K)
     if takes == "class logits" or (is_class_ids(y) and K > 1):
-        return jnp.argmax(out, -1) == (y if is_class_ids(y) else jnp.argmax(y, -1))
+        said = jnp.argmax(out, -1)
+        return (said == (y if is_class_ids(y) else jnp.argmax(y, -1))) & ~jnp.any(jnp.isnan(out), -1)
     if takes == "values" and network.output != sigmoid:
         return None
     yes = out > (0 if takes == "label logits" else 0.5)
-    correct = yes == (y[..., None] > 0 if is_class_ids(y) else y > 0.5)
+    correct = (yes == (y[..., None] > 0 if is_class_ids(y) else y > 0.5)) & ~jnp.isnan(out)
     return correct[..., 0] if K == 1 else correct
 
 
@@ -134,8 +149,9 @@ def _r2(out, y, share):
     samples = tuple(range(out.ndim - 1))
     around = y - jnp.sum(share * y, samples, keepdims=True)
     missed, variance = (jnp.sum(share * d**2, samples) for d in (y - out, around))
-    constant = (missed == 0).astype(out.dtype)
-    return jnp.mean(jnp.where(variance == 0, constant, 1 - missed / variance))
+    lowest = jnp.min(y, samples, where=share != 0, initial=jnp.inf)
+    highest = jnp.max(y, samples, where=share != 0, initial=-jnp.inf)
+    return jnp.mean(jnp.where(lowest == highest, (missed == 0).astype(out.dtype), 1 - missed / variance))
 
 
 @array_function(static_argnames=("batch_size", "transform"))
@@ -202,10 +218,18 @@ def ensemble(logits: Array) -> Array:
     Returns:
       `(..., K)`, for `softmax_cross_entropy`.
 
+    Raises:
+      ValueError: there is one output.
+
     >>> sure, unsure = jnp.array([0.0, 9.0]), jnp.array([0.0, 0.0])
     >>> jax.nn.softmax(ensemble(jnp.stack([sure, unsure])))
     Array([0.25006, 0.74994], dtype=float32)
     """
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"ensemble: logits has shape {logits.shape}, expected two classes or more: of one logit take the mean of "
+            "jax.nn.sigmoid(logits)"
+        )
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(len(logits))
 
 
@@ -218,6 +242,7 @@ def checked_data(params, x, y, network) -> tuple[Any, Any]:
     if not isinstance(y, Tracer):
         K = params[-1][0].shape[1]
         check_labels(y, 2 if K == 1 else K)  # one output tells two apart
+        check_probabilities(y, network)
     return x, y
 
 

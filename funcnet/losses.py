@@ -57,6 +57,11 @@ class Loss:
     predict: Callable[[Array], Array]
     takes: Literal["class logits", "label logits", "values"] = "values"
 
+    def __post_init__(self):
+        """Check the one field that is a word."""
+        if self.takes not in ("class logits", "label logits", "values"):
+            raise ValueError(f"takes is {self.takes!r}, expected 'class logits', 'label logits' or 'values'")
+
     def __repr__(self) -> str:
         """Short, as that of an `Activation`."""
         return self.name if self in SHIPPED else f"Loss({self.name!r}, ...)"
@@ -98,8 +103,8 @@ def _softmax_targets(out: Array, y: Array) -> Array:
     return one_hot(y, out.shape[-1], out.dtype) if is_class_ids(y) else y
 
 
-def _below_largest(out: Array) -> tuple[Array, Array, Array]:
-    """How far each logit is below the largest; `exp` of it; and the sum of `exp` over all but that one.
+def _below_largest(out: Array) -> tuple[Array, Array, Array, Array]:
+    """Which logit is the largest, one of them; how far each is below it; `exp` of that; its sum over all but that one.
 
     With it `log p = below - log1p(rest)`. A plain `log(sum(exp))` loses the rest where it is small: of the logits 20, 0
     and 0 it makes a loss of 0 in float32, and a delta of 0, where both are 4e-9.
@@ -108,23 +113,23 @@ def _below_largest(out: Array) -> tuple[Array, Array, Array]:
     top = jnp.sum(jnp.where(largest, out, 0.0), -1, keepdims=True)
     below = jnp.where(largest, 0.0, out - top)
     rest = jnp.sum(jnp.where(largest, 0.0, jnp.exp(below)), -1, keepdims=True)
-    return below, jnp.exp(below), rest
+    return largest, below, jnp.exp(below), rest
 
 
 def _softmax(out: Array) -> Array:
-    _, exp, rest = _below_largest(out)
+    *_, exp, rest = _below_largest(out)
     return exp / (1 + rest)
 
 
 def _softmax_cross_entropy(out: Array, y: Array) -> Array:
-    below, _, rest = _below_largest(out)
+    _, below, _, rest = _below_largest(out)
     return -jnp.sum(_times(_softmax_targets(out, y), below - jnp.log1p(rest)), -1)
 
 
 def _softmax_cross_entropy_delta(out: Array, y: Array) -> Array:
     y = _softmax_targets(out, y)
-    below, exp, rest = _below_largest(out)
-    others = jnp.where(below == 0, rest, 1 + rest - exp)  # the sum of exp over all but k
+    largest, _, exp, rest = _below_largest(out)
+    others = jnp.where(largest, rest, 1 + rest - exp)  # the sum of exp over all but k
     # sum(y) p - y, without its cancellation where p is near 1
     return ((jnp.sum(y, -1, keepdims=True) - y) * exp - y * others) / (1 + rest)
 
@@ -138,7 +143,12 @@ Soft targets need not sum to one. Bishop, Pattern Recognition and Machine Learni
 """
 
 
-def _sigmoid_targets(out: Array, y: Array) -> Array:
+def label_targets(out: Array, y: Array) -> Array:
+    """Targets `(..., K)` of the logits of labels: class ids stand for their one-hot row; of one output for themselves.
+
+    >>> label_targets(jnp.zeros((2, 1)), jnp.array([0, 1])).tolist()
+    [[0.0], [1.0]]
+    """
     if not is_class_ids(y):
         return y
     K = out.shape[-1]
@@ -146,12 +156,12 @@ def _sigmoid_targets(out: Array, y: Array) -> Array:
 
 
 def _sigmoid_cross_entropy(out: Array, y: Array) -> Array:
-    y = _sigmoid_targets(out, y)
+    y = label_targets(out, y)
     return jnp.sum(_times(y, softplus.fn(-out)) + _times(1 - y, softplus.fn(out)), -1)
 
 
 def _sigmoid_cross_entropy_delta(out: Array, y: Array) -> Array:
-    y = _sigmoid_targets(out, y)
+    y = label_targets(out, y)
     return (1 - y) * jax.nn.sigmoid(out) - y * jax.nn.sigmoid(-out)  # = s(out) - y, accurate in both tails
 
 

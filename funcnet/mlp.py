@@ -39,6 +39,7 @@ from funcnet.network import (
     check_meaning,
     check_sizes,
     like,
+    losses_of,
     prepared,
     targets_and_shares,
 )
@@ -93,7 +94,7 @@ def value_and_backward(
     y, share = targets_and_shares(y, out, network, sample_weight)  # share: 1 / N, or w / sum(w); here and nowhere else
     delta_L = network.loss.delta(out, y) * layers[-1].slope * share[..., None]  # loss.delta is d loss / d a_L
     grads = gradients(layers, backward_sweep(layers, delta_L))
-    return jnp.sum(share * network.loss.fn(out, y)), like(params, grads)
+    return jnp.sum(share * losses_of(out, y, network)), like(params, grads)
 
 
 def forward_sweep(a, chain) -> list[Layer]:
@@ -272,7 +273,7 @@ def objective(
     """
     out = forward(params, x, network, masks=masks)
     y, share = targets_and_shares(y, out, network, sample_weight)
-    return jnp.sum(share * network.loss.fn(out, y))
+    return jnp.sum(share * losses_of(out, y, network))
 
 
 @array_function

@@ -166,9 +166,24 @@ def targets_and_shares(y, out, network, sample_weight) -> tuple[Array, Array]:
         return y, jnp.full(batch_shape, 1 / prod(batch_shape), out.dtype)
     w = jnp.asarray(sample_weight)
     check_sample_weight(w, batch_shape)
-    w = w.astype(out.dtype)
-    w = w * jnp.where(jnp.max(jnp.abs(w)) > 1e30, 2.0**-64, 1.0).astype(w.dtype)  # or the sum may be infinite
+    w = summable(w.astype(out.dtype))
     return y, w / jnp.sum(w)
+
+
+def summable(w: Array) -> Array:
+    """Weights of which the sum is finite: huge ones are scaled, and only their ratios matter."""
+    return w * jnp.where(jnp.max(jnp.abs(w)) > 1e30, 2.0**-64, 1.0).astype(w.dtype)
+
+
+def losses_of(out: Array, y: Array, network: Network) -> Array:
+    """The loss of each sample, `(...)`; one of the user's may have another shape."""
+    value = network.loss.fn(out, y)
+    if value.shape != out.shape[:-1]:
+        raise ValueError(
+            f"loss {network.loss.name} gives shape {value.shape} for outputs {out.shape}, expected {out.shape[:-1]}: "
+            "one number per sample, the sum over the outputs, and no mean over samples"
+        )
+    return value
 
 
 def like(params, grads) -> Params:
@@ -368,6 +383,16 @@ def check_labels(y: ArrayLike, classes: int) -> None:
     if len(bad):
         first = tuple(bad[0].tolist())
         raise ValueError(f"y[{', '.join(map(str, first))}] is {y[first]}, expected a class id from 0 to {classes - 1}")
+
+
+def check_probabilities(y: ArrayLike, network: Network) -> None:
+    """Check that targets of label logits are from 0 to 1, where values can be seen: else the loss has no bottom."""
+    y = np.asarray(y)
+    if network.loss.takes == "label logits" and not is_class_ids(y) and ((y < 0) | (y > 1)).any():
+        raise ValueError(
+            f"y holds {y.min():g} to {y.max():g}, expected targets from 0 to 1 for {network.loss.name}; of -1 and 1 "
+            "take (y + 1) / 2"
+        )
 
 
 def check_sample_weight(sample_weight: Array, batch_shape: tuple[int, ...]) -> None:

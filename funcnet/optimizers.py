@@ -98,6 +98,7 @@ def sgd(lr: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Opti
     >>> updates, state.velocity  # -0.1 (0.9 + 1)
     (Array([-0.19], dtype=float32), Array([1.9], dtype=float32))
     """
+    _check_part("sgd: momentum", momentum)
     plain = isinstance(momentum, (int, float)) and momentum == 0
 
     def init(params):
@@ -140,6 +141,7 @@ def rmsprop(lr: LearningRate, decay: float = 0.9, eps: float = 1e-8) -> Optimize
     >>> updates, state.square  # -0.1 * 2 / sqrt(0.4)
     (Array([-0.31623], dtype=float32), Array([0.4], dtype=float32))
     """
+    _check_part("rmsprop: decay", decay)
 
     def init(params):
         return RmspropState(_zero_steps(), _zeros_like(params))
@@ -213,6 +215,8 @@ def adamw(
     >>> updates  # -0.1 (1 + 0.5 * 2)
     Array([-0.2], dtype=float32)
     """
+    _check_part("adam: b1", b1)
+    _check_part("adam: b2", b2)
     decays = not (isinstance(weight_decay, (int, float)) and weight_decay == 0)
 
     def init(params):
@@ -275,8 +279,7 @@ def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
     >>> params, state.average  # (4 / 2 + 7) / (1 / 2 + 1)
     (Array([7.], dtype=float32), Array([6.], dtype=float32))
     """
-    if isinstance(decay, (int, float)) and not 0 <= decay < 1:
-        raise ValueError(f"averaged: decay is {decay}, expected at least 0 and below 1")
+    _check_part("averaged: decay", decay)
 
     def init(params):
         average = jax.tree.map(lambda p: jnp.copy(wide(p)), params)  # buffers of its own: the state may be donated
@@ -291,6 +294,12 @@ def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
         return updates, AveragedState(inner, average, weight)
 
     return Optimizer(init, update)
+
+
+def _check_part(name: str, value: ArrayLike) -> None:
+    """Check that a number is at least 0 and below 1; a traced one cannot be seen."""
+    if not isinstance(value, jax.core.Tracer) and not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}, expected at least 0 and below 1")
 
 
 def _float(step):

@@ -21,7 +21,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from funcnet.losses import is_class_ids, one_hot
+from funcnet.losses import is_class_ids, label_targets, one_hot
 from funcnet.mlp import predict
 from funcnet.network import Network, Params, check_input, check_key, check_params, computed_in
 from funcnet.optimizers import Optimizer, update_with, wide
@@ -104,8 +104,8 @@ def smooth_labels(y: ArrayLike, classes: int, amount: ArrayLike) -> Array:
     y = jnp.asarray(y)
     if not is_class_ids(y):
         raise ValueError(f"smooth_labels: y has dtype {y.dtype}, expected class ids, of an integer dtype")
-    if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 1:
-        raise ValueError(f"smooth_labels: classes is {classes!r:.80}, expected a whole number >= 1")
+    if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 2:
+        raise ValueError(f"smooth_labels: classes is {classes!r:.80}, expected a whole number >= 2")
     part = _number("smooth_labels: amount", amount, "in [0, 1]", lambda part: (part >= 0) & (part <= 1))
     return (1 - part) * one_hot(y, int(classes), jnp.float32) + part / int(classes)
 
@@ -253,7 +253,7 @@ def virtual_adversarial(
     d = _unit(jax.random.normal(key, x.shape, x.dtype))
     for _ in range(iterations):
         d = _unit(input_backward(params, x + probe * d, p, network))
-    targets = one_hot(y, p.shape[-1], p.dtype) if is_class_ids(y) else y.astype(p.dtype)
+    targets = label_targets(p, y) if is_class_ids(y) else y.astype(p.dtype)
     weights = None if sample_weight is None else jnp.concatenate([sample_weight, sample_weight])
     return jnp.concatenate([x, x + radius * d]), jnp.concatenate([targets, p]), weights
 

@@ -25,7 +25,7 @@ from funcnet.calls import as_array
 from funcnet.evaluation import Metrics, Transform, accuracies, check_batch_size, checked_data, scale_pixels
 from funcnet.evaluation import evaluate as evaluate  # as: this is where users look for it
 from funcnet.mlp import forward, value_and_backward
-from funcnet.network import Network, Params, check_key, check_sample_weight
+from funcnet.network import Network, Params, check_key, check_sample_weight, summable
 from funcnet.optimizers import Optimizer, apply_updates, update_with
 
 __all__ = [
@@ -153,6 +153,7 @@ def make_step(
     passes = one_pass if accumulate == 1 else accumulated(one_pass, accumulate)
 
     def step(state, key, x, y, sample_weight=None):
+        check_key(key)
         grads, metrics = passes(state.params, key, x, y, sample_weight)
         updates, opt_state = update_with(
             optimizer,
@@ -269,12 +270,13 @@ def make_epoch(
         check_key(key)
         x, y = checked_data(state.params, x, y, network)
         x, y, n = jnp.asarray(x), jnp.asarray(y), len(x)
-        plan = plan_batches(key, n, batch_size)
+        # No more fillers than it takes; parts of a batch are of one size.
+        plan = plan_batches(key, n, min(batch_size, -(-n // accumulate) * accumulate))
         if sample_weight is not None:
-            sample_weight = jnp.asarray(as_array("sample_weight", sample_weight)).astype(jnp.float32)
+            sample_weight = jnp.asarray(as_array("sample_weight", sample_weight))
             check_sample_weight(sample_weight, (n,))
-            there = 1 if plan.weights is None else plan.weights
-            plan = plan._replace(weights=_take(sample_weight, plan.indices) * there)
+            weights = _take(summable(sample_weight.astype(float)), plan.indices)
+            plan = plan._replace(weights=weights if plan.weights is None else weights * plan.weights.astype(float))
 
         def of_batch(state, batch):
             return step(state, batch.keys, _take(x, batch.indices), _take(y, batch.indices), batch.weights)

@@ -196,6 +196,15 @@ def test_a_tilde_is_the_user_s_folder(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+@pytest.mark.parametrize("number", [1.0, "best", None, np.float64(4), -1])
+def test_a_number_that_would_not_be_found_again_is_refused(tmp_path, number):
+    with (
+        checkpoints.open_folder(tmp_path / "c", keep=2) as folder,
+        pytest.raises(ValueError, match=r"number is .*, expected a whole number"),
+    ):
+        checkpoints.save(folder, number, [jnp.zeros(2)])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
 def test_many_saves_leave_no_files_open(tmp_path):

@@ -130,9 +130,43 @@ def test_xor_is_solved_and_says_so():
 
 
 def test_r2_of_targets_that_are_all_equal_is_scikit_learn_s():
-    y = np.ones((3, 1), np.float32)
-    for out in (y, y + np.arange(3, dtype=np.float32)[:, None]):
+    y = np.full((50, 1), 3.0, np.float32)
+    for out in (y, y + np.arange(50, dtype=np.float32)[:, None]):
         assert evaluation.score(out, y, VALUES).r2 == sklearn.metrics.r2_score(y, out)
+    y = np.concatenate([y, np.arange(50, dtype=np.float32)[:, None]], 1)
+    out = (y + np.sin(np.arange(100)).reshape(50, 2)).astype(np.float32)
+    assert evaluation.score(out, y, VALUES).r2 == pytest.approx(sklearn.metrics.r2_score(y, out), rel=1e-5)
+    w = np.arange(50) % 2.0  # those that count are all equal
+    y[::2, 1], y[1::2, 1] = 7, 3
+    assert evaluation.score(y, y, VALUES, sample_weight=w).r2 == 1
+
+
+def test_what_is_not_a_number_is_not_correct_and_shapes_are_checked():
+    nan = np.full((3, 4), np.nan, np.float32)
+    assert not evaluation.is_correct(nan, np.zeros(3, np.int32)).any()
+    assert not evaluation.is_correct(nan[:, :1], np.zeros(3, np.int32), LABELS).any()
+    for y in (np.zeros((3, 1), np.int32), np.zeros(3, np.float32), np.eye(4, dtype=int)[:3]):
+        with pytest.raises(ValueError, match=r"y has dtype .*, so it holds"):
+            evaluation.is_correct(nan, y)
+    with pytest.raises(ValueError, match=r"ensemble: logits has shape .*, expected two classes or more"):
+        evaluation.ensemble(jnp.zeros((2, 3, 1)))
+
+
+def test_scores_are_in_float32_at_least():
+    ids = np.array([0, 1])
+    out = np.array([[1, 2, 0], [3, 0, 1]])
+    want = -np.log(np.exp(out)[range(2), ids] / np.exp(out).sum(1)).mean()
+    for dtype in (np.int32, np.float16, np.float32):
+        assert evaluation.score(out.astype(dtype), ids).loss == pytest.approx(want, rel=1e-6)
+    assert evaluation.score(jnp.zeros((100_000, 3), jnp.float16), np.zeros(100_000, int)).loss == pytest.approx(
+        np.log(3)
+    )
+
+
+def test_targets_of_labels_are_from_0_to_1(params):
+    x, y = np.ones((2, 6), np.float32), np.array([[1, -1, 1, 1], [1, 1, 1, 1]], np.float32)
+    with pytest.raises(ValueError, match=r"y holds -1 to 1, expected targets from 0 to 1 .* take \(y \+ 1\) / 2"):
+        evaluation.evaluate(params, x, y, LABELS)
 
 
 def test_weights_and_lists_as_in_the_objective(data, params):

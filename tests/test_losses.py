@@ -134,6 +134,18 @@ def test_the_tail_of_softmax(kind, dtype):
     np.testing.assert_allclose(softmax_cross_entropy.predict(out), exact / exact.sum(-1, keepdims=True), rtol=8 * eps)
 
 
+def test_where_logits_tie_all_derivatives_hold(x64):
+    """Of the delta, by both modes, and of the loss, against the Hessian of the textbook: diag(p) - p p^T."""
+    for logits in ([2.0, 2, 2], [1, 2, 2], [0, 0, -1]):
+        out, p = np.array(logits, float), np.exp(logits) / np.exp(logits).sum()
+        for k in range(3):
+            for jacobian in (jax.jacfwd, jax.jacrev):
+                by_hand = jacobian(lambda out, k=k: softmax_cross_entropy.delta(out, jnp.array(k)))(out)
+                np.testing.assert_allclose(by_hand, np.diag(p) - np.outer(p, p), atol=1e-14)
+            hessian = jax.hessian(lambda out, k=k: softmax_cross_entropy.fn(out, jnp.array(k)))(out)
+            np.testing.assert_allclose(hessian, np.diag(p) - np.outer(p, p), atol=1e-14)
+
+
 def test_infinite_logits_have_their_limits():
     inf = np.inf
     out = jnp.array([[inf, 0, 1], [0, -inf, 0], [inf, 0, 1]])
@@ -178,6 +190,11 @@ def test_predictions():
     np.testing.assert_allclose(softmax_cross_entropy.predict(out), [[0.25, 0.75]], rtol=1e-6)
     np.testing.assert_allclose(sigmoid_cross_entropy.predict(out), [[0.5, 0.75]], rtol=1e-6)
     assert squared_error.predict(out) is out
+
+
+def test_what_a_loss_takes_is_one_of_three():
+    with pytest.raises(ValueError, match="takes is 'logits', expected 'class logits', 'label logits' or 'values'"):
+        losses.Loss("mine", squared_error.fn, squared_error.delta, squared_error.predict, takes="logits")
 
 
 def test_names_find_their_loss_or_those_there_are():

@@ -412,6 +412,17 @@ def test_labels_are_numbers(y):
         funcnet.check_labels(y, 2)
 
 
+@pytest.mark.parametrize("fn", [lambda out, y: (out - y) ** 2, lambda out, y: jnp.mean((out - y) ** 2)])
+def test_a_loss_that_is_not_one_number_for_each_sample_is_named(fn):
+    network = Network(loss=Loss("mine", fn, lambda out, y: 2 * (out - y), as_it_is))
+    params, x, y = oracle.network(0, (6, 1), np.float32), np.ones((7, 6), np.float32), np.ones((7, 1), np.float32)
+    for function in (funcnet.objective, funcnet.value_and_backward, evaluation.evaluate):
+        with pytest.raises(
+            ValueError, match=r"loss mine gives shape .* for outputs \(7, 1\), expected \(7,\): one number"
+        ):
+            function(params, x, y, network)
+
+
 def test_weights_whose_sum_would_overflow():
     params, x, y = oracle.network(0, (6, 4), np.float32), np.ones((7, 6), np.float32), np.arange(7) % 4
     w = np.linspace(1, 2, 7).astype(np.float32)

@@ -279,6 +279,14 @@ def test_the_virtual_adversary_finds_the_direction_that_changes_most(data):
     assert (found > by_chance).mean() > 0.8  # one step already beats chance
 
 
+def test_class_ids_of_one_output_are_its_targets():
+    params, ids = oracle.network(0, (6, 1), np.float32), np.array([0, 1, 0])
+    network = funcnet.Network(loss=funcnet.sigmoid_cross_entropy)
+    x = np.ones((3, 6), np.float32)
+    y = regularizers.virtual_adversarial(jax.random.key(0), params, x, ids, None, network, radius=0.1)[1]
+    np.testing.assert_array_equal(y[:3, 0], ids)
+
+
 def test_the_gradient_over_both_halves_is_that_of_loss_plus_divergence(data):
     """Against `jax.grad` of the paper's objective, with `p` and `r` held fixed."""
     x, y = data

@@ -580,3 +580,20 @@ def test_what_is_no_activation_or_loss_is_named():
         testing.check_activation(jnp.tanh)
     with pytest.raises(ValueError, match="loss is 'mse' of type str, expected a Loss"):
         testing.check_loss("mse")
+
+
+def test_a_gradient_that_is_nan_is_wrong_and_python_s_numbers_are_judged_in_float64():
+    def hidden(z):  # sin(z) / z; its jax.grad at 0 is NaN, though the slope is 0
+        return jnp.sum(jnp.where(z == 0, 1.0, jnp.sin(z) / z))
+
+    report = testing.check_gradients(hidden, jax.grad(hidden), (jnp.array([0.0, 1.0, 2.0]),))
+    assert not report.ok
+    assert "it is NaN" in str(report)
+
+    @jax.custom_vjp
+    def lie(z):
+        return z * z
+
+    lie.defvjp(lambda z: (z * z, z), lambda z, g: (3 * z * g,))
+    assert not testing.check_gradients(lie, jax.grad(lie), (3.0,)).ok
+    assert testing.check_gradients(lambda z: z * z, lambda z: 2 * z, (3.0,)).ok

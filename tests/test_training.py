@@ -269,6 +269,9 @@ def test_weighted_samples_are_the_textbook_s_loop(data, size):
     assert int(state.step) == int(want.step) == len(rows) - (size < 23)
     assert metrics.loss == pytest.approx(total / w.sum(), rel=1e-5)
     assert metrics.accuracy == pytest.approx(correct / w.sum(), rel=1e-5)
+    huge, of_huge = epoch(fresh_state(adam(1e-2)), key, x, y, w * np.float32(1e38))
+    assert max(oracle.errors_in_eps(huge.params, state.params)) <= 64
+    assert float(of_huge.loss) == pytest.approx(float(metrics.loss), rel=1e-5)
     with pytest.raises(ValueError, match=r"sample_weight has shape \(7,\), expected \(23,\), one per sample"):
         epoch(state, key, x, y, w[:7])
 

@@ -12,6 +12,7 @@ lie.
 
 import hashlib
 import json
+import operator
 import os
 import re
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
     Raises:
       OSError: it cannot be written, or the one before could not be.
       TypeError: a leaf is something else; says which.
-      ValueError: the number is not larger than those before.
+      ValueError: the number is not larger than those before, or no whole number.
 
     >>> import tempfile
     >>> with open_folder(tempfile.mkdtemp(), keep=1) as folder:
@@ -114,7 +115,13 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
     """
     ocp = import_extra("orbax.checkpoint")
     wait(manager)  # so that a failure of the one before goes by its own number; orbax would wait, too
+    try:
+        number = operator.index(number)
+    except TypeError as error:
+        raise ValueError(f"number is {number!r}, expected a whole number: no other is found again") from error
     newest = manager.latest_step()
+    if number < 0:
+        raise ValueError(f"number is {number}, expected a whole number >= 0")
     if newest is not None and number <= newest:
         raise ValueError(
             f"checkpoint {number} in {manager.directory}: expected a number above {newest}, the newest there"

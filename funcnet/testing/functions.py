@@ -60,6 +60,7 @@ def check_gradients(
     False
     """
     _check_call(fn, args, stopped)
+    args = (jax.tree.map(_as_array, args[0]), *args[1:])
     try:
         jax.grad(fn)(*args)
     except Exception as error:  # whatever a function may do with what JAX traces; it runs without
@@ -68,7 +69,22 @@ def check_gradients(
         notes = (f"jax.grad cannot differentiate it ({why}): differences alone judge",)
     else:
         rows, notes = judge(fn, jax.grad(fn), grad_fn, args, tolerance=tolerance, seed=seed, stopped=stopped)
+    rows = _nan_is_wrong(rows, grad_fn(*args))
     return Report(f"gradient of {name_of(fn)}", (*rows, *_run_again(fn, grad_fn, args)), notes)
+
+
+def _as_array(leaf):
+    """Python's numbers have no float64 to be judged in."""
+    return np.asarray(leaf, np.float32) if isinstance(leaf, float) else leaf
+
+
+def _nan_is_wrong(rows, grads) -> tuple[Row, ...]:
+    """Rows by leaf, wrong where the gradient is NaN: that of `jax.grad` may be, too, as where `where` hides a 0 / 0."""
+    bad = [bool(np.isnan(leaf).any()) for leaf in as_arrays(grads)]
+    if len(bad) != len(rows):  # of another structure
+        return tuple(rows)
+    wrong = {"ok": False, "error": np.inf, "fault": "it is NaN, as no gradient is"}
+    return tuple(row._replace(**wrong) if nan else row for row, nan in zip(rows, bad, strict=True))
 
 
 @whatever_the_numbers

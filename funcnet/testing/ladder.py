@@ -57,6 +57,8 @@ def judge(
             leaf = np.asarray(jax.tree.leaves(args[0])[i], want[i].dtype)
             here = _at_kinks(here, _gradient_at(reference, args, i), leaf, [(got[i], want[i], tolerance)], seed)
         rows.append(here)
+    if any(np.isnan(leaf).any() for leaf in want):
+        notes.append("jax.grad has NaN: of those entries it is only compared that the gradient has, too")
     return tuple(rows), (*notes, *where_it_starts(rows))
 
 
