@@ -387,8 +387,10 @@ def check_labels(y: ArrayLike, classes: int) -> None:
 
 def check_probabilities(y: ArrayLike, network: Network) -> None:
     """Check that targets of label logits are from 0 to 1, where values can be seen: else the loss has no bottom."""
+    if network.loss.takes != "label logits":
+        return
     y = np.asarray(y)
-    if network.loss.takes == "label logits" and not is_class_ids(y) and ((y < 0) | (y > 1)).any():
+    if not np.issubdtype(y.dtype, np.integer) and ((y < 0) | (y > 1)).any():
         raise ValueError(
             f"y holds {y.min():g} to {y.max():g}, expected targets from 0 to 1 for {network.loss.name}; of -1 and 1 "
             "take (y + 1) / 2"

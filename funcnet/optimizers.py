@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from funcnet.schedules import Schedule
@@ -296,9 +297,9 @@ def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
     return Optimizer(init, update)
 
 
-def _check_part(name: str, value: ArrayLike) -> None:
+def _check_part(name: str, value: Any) -> None:
     """Check that a number is at least 0 and below 1; a traced one cannot be seen."""
-    if not isinstance(value, jax.core.Tracer) and not 0 <= value < 1:
+    if not isinstance(value, Tracer) and not 0 <= value < 1:
         raise ValueError(f"{name} is {value}, expected at least 0 and below 1")
 
 
