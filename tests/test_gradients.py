@@ -108,8 +108,8 @@ def test_equals_jax_grad_everywhere(act, depth, dtype):
     ]
     errors, _ = errors_against_jax(calls)
     # jax.grad's rule for the sigmoid takes 1 - s, which is rounded where s is near 1, and 32 layers add up: silu is 156
-    # eps from it in one cell and gelu_tanh 129. Judged in float64, the hand-written gradient in float32 is the nearer of
-    # the two: 98 eps against 100, 174 against 178, 29 against 47 for gelu_tanh.
+    # eps from it in one cell and gelu_tanh 129. Judged in float64, the hand-written gradient in float32 is the nearer
+    # one: 98 eps against 100, 174 against 178, 29 against 47 for gelu_tanh.
     by_sigmoids = act in (activations.silu, activations.gelu_tanh)
     bound = 16 if depth <= 4 else 160 if by_sigmoids else 64
     for (_, network), error in errors.items():
