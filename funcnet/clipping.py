@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from funcnet.calls import array_function
 from funcnet.losses import is_class_ids
-from funcnet.network import Masks, Network, Params, check_key, like
+from funcnet.network import Masks, Network, Params, check_key, like, losses_of
 from funcnet.sweeps import group_norms_of, norms_of, sweeps, weighted_sum
 
 __all__ = ["Clipped", "clipped_backward", "clipped_value_and_backward", "private_sum"]
@@ -63,9 +63,8 @@ def clipped_backward(
     >>> jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
     Array(0.1, dtype=float32)
     """
-    layers, deltas, share = sweeps(params, x, y, network, masks, sample_weight)
-    norms, _ = _norms(layers, deltas, share, groups)
-    return like(params, weighted_sum(layers, deltas, share * _clip_factors(norms, max_norm)))
+    arrays = {"groups": groups, "masks": masks, "sample_weight": sample_weight}
+    return clipped_value_and_backward(params, x, y, network, max_norm=max_norm, **arrays).grads
 
 
 @array_function
@@ -105,7 +104,7 @@ def clipped_value_and_backward(
     norms, first = _norms(layers, deltas, share, groups)
     grads = weighted_sum(layers, deltas, share * _clip_factors(norms, max_norm))
     out, y = layers[-1].a, jnp.asarray(y)
-    losses = network.loss.fn(out, y if is_class_ids(y) else y.astype(out.dtype))
+    losses = losses_of(out, y if is_class_ids(y) else y.astype(out.dtype), network)
     clipped = first & ~(norms <= jnp.asarray(max_norm, norms.dtype))
     counts = [jnp.sum(chosen, dtype=jnp.int32) for chosen in (clipped, first)]
     return Clipped(like(params, grads), norms, losses, *counts)

@@ -17,7 +17,7 @@ import funcnet
 from funcnet import Network, activations, exchange, losses
 
 torch = pytest.importorskip("torch", reason="needs the extra `exchange`")
-prune = pytest.importorskip("torch.nn.utils.prune")
+prune = pytest.importorskip("torch.nn.utils.prune", reason="needs the extra `exchange`")
 
 nn, F = torch.nn, torch.nn.functional
 ALL = (*activations.SHIPPED, activations.leaky_relu(0.25))
