@@ -20,6 +20,7 @@ __all__ = ["array_function", "as_array"]
 
 # Arguments that are one array, so that a list of numbers is one.
 _ARRAYS = frozenset({"x", "y", "out", "sample_weight", "groups", "included"})
+_HELD_BY_HOST = (list, tuple, np.ndarray)  # to look at before JAX does; the rest it takes or refuses by itself
 _SETTINGS = frozenset({*(field.name for field in fields(Network)), "activation", "activations", "dtype"})
 
 
@@ -46,12 +47,11 @@ def array_function(fn: Callable[..., Any] | None = None, *, static_argnames: str
 
     @functools.wraps(fn)
     def call(*args, **kwargs):
-        args = list(args)
         for i in places:
-            if i < len(args) and not isinstance(args[i], Array):
-                args[i] = as_array(names[i], args[i])
-        for name in kwargs.keys() & _ARRAYS:
-            if not isinstance(kwargs[name], Array):
+            if i < len(args) and isinstance(args[i], _HELD_BY_HOST):
+                args = (*args[:i], as_array(names[i], args[i]), *args[i + 1 :])
+        for name in kwargs:
+            if name in _ARRAYS and isinstance(kwargs[name], _HELD_BY_HOST):
                 kwargs[name] = as_array(name, kwargs[name])
         try:
             return compiled(*args, **kwargs)
@@ -114,6 +114,8 @@ def _explain(fn, names, args, kwargs, error) -> NoReturn:
     given = dict(zip(names, args, strict=False)) | kwargs
     if "network" in given:
         check_network(given["network"])
+    for name in given.keys() & _ARRAYS:
+        as_array(name, given[name])
     for path, leaf in jax.tree_util.tree_leaves_with_path(given.get("params")):
         as_array(f"params{jax.tree_util.keystr(path)}", leaf)
     raise error

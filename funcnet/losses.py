@@ -89,18 +89,18 @@ def one_hot(y: Array, K: int, dtype: DTypeLike) -> Array:
     Array([[ 0.,  1.],
            [nan, nan]], dtype=float32)
     """
-    y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # an int8 could not count to K
+    y = _countable(y)
     in_range = (y >= 0) & (y < K)
     return jnp.where(in_range[..., None], jax.nn.one_hot(y, K, dtype=dtype), jnp.nan)
+
+
+def _countable(y: Array) -> Array:
+    return y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # an int8 could not count to K
 
 
 def _times(y: Array, v: Array) -> Array:
     """`y v`, where 0 times infinity is 0."""
     return y * jnp.where((y == 0) & jnp.isinf(v), 0.0, v)
-
-
-def _softmax_targets(out: Array, y: Array) -> Array:
-    return one_hot(y, out.shape[-1], out.dtype) if is_class_ids(y) else y
 
 
 def _below_largest(out: Array) -> tuple[Array, Array, Array, Array]:
@@ -121,13 +121,38 @@ def _softmax(out: Array) -> Array:
     return exp / (1 + rest)
 
 
+def _class_against_others(out: Array, y: Array) -> tuple[Array, Array, Array, Array]:
+    """Which output is the class's own; `exp(out - largest)`; its sum over the others; `out - largest` of the own.
+
+    The same tails as `_below_largest` has, at the price of a plain softmax: nobody asks which logit is the largest.
+    """
+    own = jax.nn.one_hot(_countable(y), out.shape[-1], dtype=bool)
+    largest = jnp.max(out, -1, keepdims=True)
+    below = jnp.where(jnp.isposinf(out), 0.0, out - largest)
+    exp = jnp.exp(below)
+    others = jnp.sum(jnp.where(own, 0.0, exp), -1, keepdims=True)
+    below = jnp.sum(jnp.where(own, below, 0.0), -1, keepdims=True)
+    is_one = jnp.isfinite(largest) | (others + jnp.exp(below) == 1)  # of two infinite logits none is the largest
+    return own, exp, jnp.where(is_one, others, jnp.nan), below
+
+
+def _nan_if_out_of_range(own: Array) -> Array:
+    """A factor `(..., 1)`: 1, or NaN for an id that has no output of its own."""
+    return jnp.where(jnp.any(own, -1, keepdims=True), 1.0, jnp.nan)
+
+
 def _softmax_cross_entropy(out: Array, y: Array) -> Array:
+    if is_class_ids(y):
+        own, _, others, below = _class_against_others(out, y)
+        return ((jnp.log1p(others + (jnp.exp(below) - 1)) - below) * _nan_if_out_of_range(own))[..., 0]
     _, below, _, rest = _below_largest(out)
-    return -jnp.sum(_times(_softmax_targets(out, y), below - jnp.log1p(rest)), -1)
+    return -jnp.sum(_times(y, below - jnp.log1p(rest)), -1)
 
 
 def _softmax_cross_entropy_delta(out: Array, y: Array) -> Array:
-    y = _softmax_targets(out, y)
+    if is_class_ids(y):  # p, but p - 1 for the class
+        own, exp, others, below = _class_against_others(out, y)
+        return jnp.where(own, -others, exp) / (others + jnp.exp(below)) * _nan_if_out_of_range(own)
     largest, _, exp, rest = _below_largest(out)
     others = jnp.where(largest, rest, 1 + rest - exp)  # the sum of exp over all but k
     # sum(y) p - y, without its cancellation where p is near 1

@@ -155,6 +155,10 @@ def test_infinite_logits_have_their_limits():
         for delta in softmax_cross_entropy.delta(out, y), jax_delta(softmax_cross_entropy, out, y):
             np.testing.assert_allclose(delta, [[0, 0, 0], [-0.5, 0, 0.5], [1, -1, 0]])
     np.testing.assert_allclose(softmax_cross_entropy.predict(out), [[1, 0, 0], [0.5, 0, 0.5], [1, 0, 0]])
+    two = jnp.array([[inf, inf, 0]])  # has no limit
+    for y in jnp.array([0]), jnp.array([[1.0, 0, 0]]):
+        assert np.isnan(softmax_cross_entropy.fn(two, y)).all()
+        assert np.isnan(softmax_cross_entropy.delta(two, y)).any()
     out, y = jnp.array([[inf], [-inf], [inf], [-inf]]), jnp.array([[1.0], [0.0], [0.0], [1.0]])
     np.testing.assert_allclose(sigmoid_cross_entropy.fn(out, y), [0, 0, inf, inf])
     for delta in sigmoid_cross_entropy.delta(out, y), jax_delta(sigmoid_cross_entropy, out, y):
