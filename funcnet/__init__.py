@@ -26,6 +26,7 @@ from funcnet.activations import (
     softplus,
     tanh,
 )
+from funcnet.arguments import check_labels
 from funcnet.initializers import (
     glorot_normal,
     glorot_uniform,
@@ -38,10 +39,11 @@ from funcnet.initializers import (
 )
 from funcnet.losses import Loss, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 from funcnet.mlp import Trace, backward, forward, forward_trace, init, objective, predict, value_and_backward
-from funcnet.network import Network, Params, check_labels, count_parameters, summary
+from funcnet.network import Network, Params
 from funcnet.optimizers import Optimizer, adam, adamw, apply_updates, rmsprop, sgd
 from funcnet.per_sample import clipped_backward, input_backward, per_sample_backward, per_sample_norms
 from funcnet.regularizers import dropout_masks
+from funcnet.table import count_parameters, summary
 
 __version__ = "0.1.0"
 

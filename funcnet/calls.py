@@ -14,7 +14,8 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from funcnet.network import Network, check_network
+from funcnet.arguments import check_network
+from funcnet.network import Network
 
 __all__ = ["array_function", "as_array"]
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from funcnet.arguments import check_key, like, losses_of
 from funcnet.calls import array_function
 from funcnet.losses import is_class_ids
-from funcnet.network import Masks, Network, Params, check_key, like, losses_of
+from funcnet.network import Masks, Network, Params
 from funcnet.sweeps import group_norms_of, norms_of, sweeps, weighted_sum
 
 __all__ = ["Clipped", "clipped_backward", "clipped_value_and_backward", "private_sum"]

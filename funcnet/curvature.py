@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from funcnet.arguments import cast, like, prepared, targets_and_shares
 from funcnet.calls import array_function
 from funcnet.mlp import backward_sweep, forward_sweep, gradients, masked
-from funcnet.network import Masks, Network, Params, cast, like, prepared, targets_and_shares
+from funcnet.network import Masks, Network, Params
 from funcnet.products import second_moment, times
 from funcnet.sweeps import sweeps
 

@@ -14,12 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from funcnet.activations import sigmoid
-from funcnet.calls import array_function, as_array
-from funcnet.losses import is_class_ids
-from funcnet.mlp import forward
-from funcnet.network import (
-    Network,
-    Params,
+from funcnet.arguments import (
     check_labels,
     check_network,
     check_probabilities,
@@ -27,6 +22,10 @@ from funcnet.network import (
     losses_of,
     targets_and_shares,
 )
+from funcnet.calls import array_function, as_array
+from funcnet.losses import is_class_ids
+from funcnet.mlp import forward
+from funcnet.network import Network, Params
 
 __all__ = ["Metrics", "Transform", "ensemble", "evaluate", "forward_in_batches", "is_correct", "scale_pixels", "score"]
 

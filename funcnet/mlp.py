@@ -28,12 +28,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from funcnet.activations import Activation
-from funcnet.calls import array_function
-from funcnet.initializers import Initializer, he_normal, zeros
-from funcnet.network import (
-    Masks,
-    Network,
-    Params,
+from funcnet.arguments import (
     check_dtype,
     check_key,
     check_meaning,
@@ -43,6 +38,9 @@ from funcnet.network import (
     prepared,
     targets_and_shares,
 )
+from funcnet.calls import array_function
+from funcnet.initializers import Initializer, he_normal, zeros
+from funcnet.network import Masks, Network, Params
 from funcnet.products import outer_sum, times, times_transposed
 
 __all__ = [

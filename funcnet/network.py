@@ -1,28 +1,21 @@
-"""`Network`, and the checks and casts of a call's arguments.
-
-Shapes and dtypes are checked while tracing, so the checks are free at run time. Every message names the argument, what
-came and what was expected; for parameters also the layer. Values (labels in range, NaN) cannot be seen while tracing:
-`losses` turns a bad label into NaN, and `check_labels` looks at labels before training starts.
-"""
+"""`Network`: all that is static about a network, in one value."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from math import prod
-from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from funcnet.activations import Activation, identity, relu
-from funcnet.losses import Loss, is_class_ids, softmax_cross_entropy
+from funcnet.losses import Loss, softmax_cross_entropy
 
-__all__ = ["Masks", "Network", "Params", "check_labels", "count_parameters", "summary"]
+__all__ = ["Masks", "Network", "Params"]
 
 Params = list[tuple[Array, Array]]  # [(W_1, b_1), ..., (W_L, b_L)]
 Masks = Sequence[Array | None]  # L of them: masks[l] multiplies a_l, l = 0 .. L-1
@@ -65,7 +58,7 @@ class Network:
             check_is_activation(name, f)
         check_is_loss(self.loss)
         if self.compute_dtype is not None:  # kept by its name: NumPy's float64 is equal to None
-            object.__setattr__(self, "compute_dtype", _floating(self.compute_dtype, "compute_dtype").name)
+            object.__setattr__(self, "compute_dtype", floating(self.compute_dtype, "compute_dtype").name)
 
     def __repr__(self) -> str:
         """What differs from the default, as it is written in Python."""
@@ -85,118 +78,10 @@ class Network:
         hidden = (self.hidden,) * (L - 1) if isinstance(self.hidden, Activation) else tuple(self.hidden)
         if len(hidden) != L - 1:
             raise ValueError(
-                f"hidden is {_describe(hidden)}, expected an Activation or {L - 1} of them, one for each "
+                f"hidden is {describe(hidden)}, expected an Activation or {L - 1} of them, one for each "
                 f"hidden layer of {L} layers"
             )
         return (*hidden, self.output)
-
-
-def count_parameters(params: Params) -> int:
-    """How many numbers there are in all `W` and `b`.
-
-    >>> import funcnet
-    >>> count_parameters(funcnet.init(jax.random.key(0), (4, 8, 1)))
-    49
-    """
-    check_params(params)
-    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def summary(params: Params) -> str:
-    """The network as a table, one row per layer.
-
-    >>> import funcnet
-    >>> print(summary(funcnet.init(jax.random.key(0), (784, 128, 10))))
-    layer           W        b  parameters
-        1  (784, 128)   (128,)     100,480
-        2   (128, 10)    (10,)       1,290
-    total              float32     101,770
-    """
-    check_params(params)
-    rows = [(str(l), str(W.shape), str(b.shape), f"{W.size + b.size:,}") for l, (W, b) in enumerate(params, 1)]
-    rows = [
-        ("layer", "W", "b", "parameters"),
-        *rows,
-        ("total", "", str(params[0][0].dtype), f"{count_parameters(params):,}"),
-    ]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
-# A call, checked and cast.
-
-
-def prepared(params, x, network, masks) -> tuple[Array, list[tuple[Array, Array, Activation, Array | None]]]:
-    """A call's arguments, checked and cast: `a_0`, and the chain of layers, `(W, b, f, mask)` each.
-
-    `W` has the dtype of products, all the rest that of the computation: float32 at least.
-    """
-    check_params(params)
-    check_network(network)
-    x = jnp.asarray(x)
-    check_input(params, x)
-    activations = network.activations(len(params))
-    masks = check_masks(masks, [W.shape[0] for W, _ in params], x.shape[:-1])
-    dtype = computed_in(params)
-    weights = cast(params, network)
-    masks = [None if mask is None else mask.astype(dtype) for mask in masks]
-    chain = [(W, b, f, mask) for (W, b), f, mask in zip(weights, activations, masks, strict=True)]
-    return x.astype(dtype), chain
-
-
-def cast(params, network) -> list[tuple[Array, Array]]:
-    """Parameters as a pass takes them: `W` in the dtype of products, `b` in that of the sums."""
-    dtype = computed_in(params)
-    return [(W.astype(network.compute_dtype or dtype), b.astype(dtype)) for W, b in params]
-
-
-def computed_in(params) -> np.dtype:
-    """The dtype of a computation: that of the parameters, but float32 at least."""
-    return np.dtype(np.float64 if params[0][0].dtype == np.float64 else np.float32)
-
-
-def targets_and_shares(y, out, network, sample_weight) -> tuple[Array, Array]:
-    """The targets, checked and in the dtype of the output, and the part `(...)` of each sample in the mean."""
-    batch_shape, K = out.shape[:-1], out.shape[-1]
-    check_meaning(network, K)
-    y = jnp.asarray(y)
-    check_targets(y, batch_shape, K)
-    y = y if is_class_ids(y) else y.astype(out.dtype)
-    if sample_weight is None:
-        return y, jnp.full(batch_shape, 1 / prod(batch_shape), out.dtype)
-    w = jnp.asarray(sample_weight)
-    check_sample_weight(w, batch_shape)
-    w = summable(w.astype(out.dtype))
-    return y, w / jnp.sum(w)
-
-
-def summable(w: Array) -> Array:
-    """Weights of which the sum is finite: huge ones are scaled, and only their ratios matter."""
-    return w * jnp.where(jnp.max(jnp.abs(w)) > 1e30, 2.0**-64, 1.0).astype(w.dtype)
-
-
-def losses_of(out: Array, y: Array, network: Network) -> Array:
-    """The loss of each sample, `(...)`; one of the user's may have another shape."""
-    value = network.loss.fn(out, y)
-    if value.shape != out.shape[:-1]:
-        raise ValueError(
-            f"loss {network.loss.name} gives shape {value.shape} for outputs {out.shape}, expected {out.shape[:-1]}: "
-            "one number per sample, the sum over the outputs, and no mean over samples"
-        )
-    return value
-
-
-def like(params, grads) -> Params:
-    """`grads` in the structure of `params` (a layer may be a list or a named tuple), and in its dtype."""
-    dtype = params[0][0].dtype
-    return jax.tree.unflatten(jax.tree.structure(params), [g.astype(dtype) for g in jax.tree.leaves(grads)])
-
-
-# The checks.
-
-
-def _is_floating(a: Array) -> bool:
-    return jnp.issubdtype(a.dtype, jnp.floating)
 
 
 def check_is_activation(name: str, f: Any) -> None:
@@ -205,16 +90,17 @@ def check_is_activation(name: str, f: Any) -> None:
         hint = (
             ": a function alone has no derivative (and leaky_relu is called: leaky_relu(0.01))" if callable(f) else ""
         )
-        raise ValueError(f"{name} is {_describe(f)}, expected an Activation{hint}")
+        raise ValueError(f"{name} is {describe(f)}, expected an Activation{hint}")
 
 
 def check_is_loss(loss: Any) -> None:
     """Check that it is a `Loss`."""
     if not isinstance(loss, Loss):
-        raise ValueError(f"loss is {_describe(loss)}, expected a Loss")
+        raise ValueError(f"loss is {describe(loss)}, expected a Loss")
 
 
-def _floating(dtype: Any, name: str) -> np.dtype:
+def floating(dtype: Any, name: str) -> np.dtype:
+    """The dtype of that name, checked."""
     try:
         found = jnp.dtype(dtype)
     except TypeError:
@@ -224,188 +110,7 @@ def _floating(dtype: Any, name: str) -> np.dtype:
     return found
 
 
-def check_dtype(dtype: Any, name: str = "dtype") -> None:
-    """Check that it is a floating dtype, and switched on; `float` is whichever of the two JAX has."""
-    found = _floating(dtype, name).name
-    if dtype is not float and jax.dtypes.canonicalize_dtype(found).name != found:
-        raise ValueError(f"{name} is {found}, which JAX would make float32: set jax_enable_x64 first")
-
-
-def check_network(network: Any) -> None:
-    """Check that `network` is a `Network`, and that its dtype is switched on."""
-    if not isinstance(network, Network):
-        several = isinstance(network, (list, tuple)) and network and all(isinstance(f, Activation) for f in network)
-        hint = f": Network(hidden={network!r})" if several or isinstance(network, Activation) else ""
-        raise ValueError(f"network is {_describe(network)}, expected a Network{hint}")
-    if network.compute_dtype is not None:
-        check_dtype(network.compute_dtype, "compute_dtype")
-
-
-def check_key(key: Any) -> None:
-    """Check that it is one random key, of the new style or the old."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if (is_key and shape == ()) or (dtype == np.uint32 and len(shape or ()) == 1):
-        return
-    if isinstance(key, Integral):
-        raise ValueError(f"key is {key}, expected a JAX random key: jax.random.key({key})")
-    hint = ": vmap over several" if is_key else ", e.g. jax.random.key(0)"
-    raise ValueError(f"key is {_describe(key)}, expected a JAX random key{hint}")
-
-
-def check_meaning(network: Network, K: int) -> None:
-    """Refuse what trains without a word and means nothing: a loss on outputs that it is not for."""
-    loss, output = network.loss, network.output
-    if loss.takes == "class logits" and K == 1:
-        raise ValueError(
-            f"{loss.name} over one output is 0 whatever the output is: for two classes take "
-            "Network(loss=sigmoid_cross_entropy), or two outputs; for regression loss=squared_error"
-        )
-    squashed = {"sigmoid"} if loss.takes == "class logits" else {"sigmoid", "relu", "softplus"}
-    if loss.takes != "values" and output.name in squashed:
-        because = "squashes them first" if output.name == "sigmoid" else "lets through none below 0, which say no"
-        raise ValueError(
-            f"{loss.name} takes logits, and output={output} {because}: leave output at identity (predict gives "
-            "probabilities), or take loss=squared_error"
-        )
-
-
-def check_sizes(sizes: Any) -> None:
-    """Check that `sizes` are the widths of at least one layer."""
-    sizes = sizes.tolist() if isinstance(sizes, np.ndarray) else sizes
-    if not isinstance(sizes, Sequence) or isinstance(sizes, str) or len(sizes) < 2:
-        raise ValueError(f"sizes is {_describe(sizes)}, expected at least two widths, e.g. (784, 128, 10)")
-    for l, n in enumerate(sizes):
-        smallest = 0 if 0 < l < len(sizes) - 1 else 1  # a hidden layer of width 0 is a network of biases
-        if isinstance(n, bool) or not isinstance(n, Integral) or n < smallest:
-            raise ValueError(f"sizes[{l}] is {n!r}, expected a whole number >= {smallest}")
-
-
-def check_params(params: Any) -> None:
-    """Check that `params` is a chain of `(W, b)` of one floating dtype."""
-    if not isinstance(params, Sequence) or not params:
-        raise ValueError(f"params is {_describe(params)}, expected a list [(W, b), ...] of at least one layer")
-    for l, layer in enumerate(params, 1):
-        if not isinstance(layer, Sequence) or len(layer) != 2:
-            raise ValueError(f"layer {l}: params[{l - 1}] is {_describe(layer)}, expected a pair (W, b)")
-        for name, leaf in zip("Wb", layer, strict=True):
-            if not hasattr(leaf, "dtype"):
-                hint = "; a layer without a bias has b = zeros" if leaf is None else ""
-                raise ValueError(f"layer {l}: {name} is {_describe(leaf)}, expected an array{hint}")
-    dtype, n_in = params[0][0].dtype, params[0][0].shape[:1]
-    for l, (W, b) in enumerate(params, 1):
-        if W.ndim != 2 or b.shape != W.shape[1:]:
-            hint = ": (n_out, n_in) as in PyTorch? then W.T" if W.ndim == 2 and b.shape == W.shape[:1] else ""
-            raise ValueError(
-                f"layer {l}: W has shape {W.shape} and b {b.shape}, expected (n_in, n_out) and (n_out,){hint}"
-            )
-        if W.shape[:1] != n_in:
-            hint = ": (n_out, n_in) as in PyTorch? then W.T" if W.shape[1:] == n_in else ""
-            raise ValueError(f"layer {l}: W has {W.shape[0]} rows, but layer {l - 1} has {n_in[0]} outputs{hint}")
-        for name, leaf in (("W", W), ("b", b)):
-            if not _is_floating(leaf) or leaf.dtype != dtype:
-                as_first = f", {dtype} as in layer 1" if jnp.issubdtype(dtype, jnp.floating) else ""
-                raise ValueError(
-                    f"layer {l}: {name} has dtype {leaf.dtype}, expected one floating dtype throughout{as_first}"
-                )
-        n_in = W.shape[1:]
-
-
-def check_input(params: Any, x: Array) -> None:
-    """Check that `x` is a floating, non-empty `(..., n_0)`."""
-    if not _is_floating(x):
-        raise ValueError(
-            f"x has dtype {x.dtype}, expected a floating dtype: convert it first, e.g. "
-            "x.astype('float32') / 255 for uint8 pixels"
-        )
-    n_in = params[0][0].shape[0]
-    if x.ndim == 0 or x.shape[-1] != n_in:
-        raise ValueError(f"x has shape {x.shape}, expected (..., {n_in}): layer 1 has {n_in} inputs")
-    if 0 in x.shape[:-1]:
-        raise ValueError(f"x has shape {x.shape}: the batch is empty, and the mean over no samples is not defined")
-
-
-def check_masks(masks: Any, widths: Sequence[int], batch_shape: tuple[int, ...]) -> tuple[Array | None, ...]:
-    """The `L` masks of `a_0 .. a_{L-1}`, each `None` or shaped like its activation."""
-    L = len(widths)
-    if masks is None:
-        return (None,) * L
-    if not isinstance(masks, Sequence) or len(masks) != L:
-        raise ValueError(f"masks is {_describe(masks)}, expected {L} of them, for a_0 to a_{L - 1}, None keeping all")
-    for l, (mask, n) in enumerate(zip(masks, widths, strict=True)):
-        if mask is not None and not _is_floating(mask):
-            raise ValueError(f"masks[{l}] has dtype {mask.dtype}, expected a floating dtype: 0, or 1 / (1 - rate)")
-        if mask is not None and mask.shape != (*batch_shape, n):
-            raise ValueError(f"masks[{l}] has shape {mask.shape}, expected {(*batch_shape, n)} as a_{l} has")
-    return tuple(masks)
-
-
-def check_targets(y: Array, batch_shape: tuple[int, ...], K: int) -> None:
-    """Check that `y` is class ids `(...)` or targets `(..., K)`."""
-    if is_class_ids(y):
-        if y.shape != batch_shape:
-            raise ValueError(
-                f"y has dtype {y.dtype}, so it holds class ids, and shape {y.shape}, expected "
-                f"{batch_shape}, one per sample; targets shaped like the output are floating"
-            )
-    elif not _is_floating(y):
-        raise ValueError(f"y has dtype {y.dtype}, expected an integer dtype (class ids) or a floating one (targets)")
-    elif y.shape != (*batch_shape, K):
-        raise ValueError(
-            f"y has dtype {y.dtype}, so it holds targets, and shape {y.shape}, expected "
-            f"{(*batch_shape, K)}, like the output; class ids have an integer dtype"
-        )
-
-
-def check_labels(y: ArrayLike, classes: int) -> None:
-    """Raise if a class id is outside `[0, classes)`; under jit nothing could.
-
-    Args:
-      y: class ids; targets of a floating dtype pass unseen.
-      classes: how many there are.
-
-    Raises:
-      ValueError: naming the first offending index and its value; or `y` holds no numbers.
-
-    >>> check_labels(np.array([0, 9, 10]), 10)
-    Traceback (most recent call last):
-    ValueError: y[2] is 10, expected a class id from 0 to 9
-    """
-    y = np.asarray(y)
-    if y.dtype.kind not in "iufV":  # V: bfloat16
-        raise ValueError(
-            f"y has dtype {y.dtype}, expected an integer dtype (class ids) or a floating one (targets): of booleans "
-            "y.astype(int), of names names, y = np.unique(y, return_inverse=True)"
-        )
-    if y.dtype.kind not in "iu":
-        return
-    bad = np.argwhere((y < 0) | (y >= classes))
-    if len(bad):
-        first = tuple(bad[0].tolist())
-        raise ValueError(f"y[{', '.join(map(str, first))}] is {y[first]}, expected a class id from 0 to {classes - 1}")
-
-
-def check_probabilities(y: ArrayLike, network: Network) -> None:
-    """Check that targets of label logits are from 0 to 1, where values can be seen: else the loss has no bottom."""
-    if network.loss.takes != "label logits":
-        return
-    y = np.asarray(y)
-    if not np.issubdtype(y.dtype, np.integer) and ((y < 0) | (y > 1)).any():
-        raise ValueError(
-            f"y holds {y.min():g} to {y.max():g}, expected targets from 0 to 1 for {network.loss.name}; of -1 and 1 "
-            "take (y + 1) / 2"
-        )
-
-
-def check_sample_weight(sample_weight: Array, batch_shape: tuple[int, ...]) -> None:
-    """Check that there is one real weight per sample."""
-    if jnp.issubdtype(sample_weight.dtype, jnp.complexfloating):
-        raise ValueError(f"sample_weight has dtype {sample_weight.dtype}, expected a real one")
-    if sample_weight.shape != batch_shape:
-        raise ValueError(f"sample_weight has shape {sample_weight.shape}, expected {batch_shape}, one per sample")
-
-
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
     """A short, concrete account of a value that should have been something else."""
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"

@@ -19,9 +19,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from funcnet import mlp
+from funcnet.arguments import like
 from funcnet.calls import array_function
 from funcnet.clipping import Clipped, clipped_backward, clipped_value_and_backward, private_sum
-from funcnet.network import Masks, Network, Params, like
+from funcnet.network import Masks, Network, Params
 from funcnet.products import outer, times_transposed
 from funcnet.sweeps import norm_of, norms_of, sweeps, weighted_sum
 

@@ -3,7 +3,7 @@
     a W,   delta W^T,   a^T delta summed over the samples
 
 The factors have the dtype of `W`, the sums that of `a` or `delta`. `W` comes in the dtype of products already: cast
-once, by `network.prepared`. Of an array `like` only the dtype, the shape and the sharding are used, not the values.
+once, by `arguments.prepared`. Of an array `like` only the dtype, the shape and the sharding are used, not the values.
 """
 
 import timeit

@@ -21,9 +21,10 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from funcnet.arguments import check_input, check_key, check_params, computed_in
 from funcnet.losses import is_class_ids, label_targets, one_hot
 from funcnet.mlp import predict
-from funcnet.network import Network, Params, check_input, check_key, check_params, computed_in
+from funcnet.network import Network, Params
 from funcnet.optimizers import Optimizer, update_with, wide
 from funcnet.per_sample import input_backward
 from funcnet.sweeps import norm_of

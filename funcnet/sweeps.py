@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from funcnet import mlp
+from funcnet.arguments import prepared, targets_and_shares
 from funcnet.mlp import backward_sweep, forward_sweep, gradients
-from funcnet.network import Params, prepared, targets_and_shares
+from funcnet.network import Params
 from funcnet.products import times_transposed
 
 __all__ = ["norm_of", "sweeps"]

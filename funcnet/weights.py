@@ -20,9 +20,10 @@ import numpy as np
 
 from funcnet import activations, losses
 from funcnet.activations import Activation
+from funcnet.arguments import check_network, check_params
 from funcnet.extras import import_extra
 from funcnet.files import as_path, open_regular, write_atomically
-from funcnet.network import Network, Params, check_network, check_params
+from funcnet.network import Network, Params
 
 __all__ = ["load", "load_metadata", "save"]
 

@@ -31,10 +31,10 @@ EXTRAS = {
     "hypothesis",
 }
 # Each imports only those before it, and so do the parts of those that are packages.
-ORDER = ["activations", "losses", "initializers", "network", "products", "calls", "mlp", "sweeps", "clipping",
-         "per_sample", "curvature", "schedules", "optimizers", "regularizers", "evaluation", "training", "sharding",
-         "distortions", "extras", "files", "datasets", "weights", "exchange", "checkpoints", "plotting",
-         "testing"]  # fmt: skip
+ORDER = ["activations", "losses", "initializers", "network", "arguments", "table", "products", "calls", "mlp", "sweeps",
+         "clipping", "per_sample", "curvature", "schedules", "optimizers", "regularizers", "evaluation", "batches",
+         "training", "sharding", "distortions", "extras", "files", "datasets", "weights", "exchange", "checkpoints",
+         "plotting", "testing"]  # fmt: skip
 PARTS = {
     "datasets": ["idx", "arrays", "own_files", "__init__"],
     "exchange": ["checks", "torch_tensors", "torch_module", "torch", "sklearn", "onnx", "onnx_nodes", "from_onnx",
@@ -43,7 +43,7 @@ PARTS = {
     "testing": ["trees", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
                 "__init__", "__main__"],
 }  # fmt: skip
-INTERNAL = {"calls", "extras", "files", "sweeps", "clipping"}  # modules that only others use
+INTERNAL = {"arguments", "batches", "calls", "clipping", "extras", "files", "sweeps", "table"}  # only others use them
 MODULES = [f"funcnet.{name}" for name in ORDER]
 MODULES += [f"funcnet.{package}.{name}" for package in PARTS for name in PARTS[package] if name != "__init__"]
 

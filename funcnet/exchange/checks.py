@@ -13,9 +13,10 @@ import numpy as np
 
 from funcnet import activations
 from funcnet.activations import Activation, relu
+from funcnet.arguments import check_network, check_params, computed_in
 from funcnet.losses import squared_error
 from funcnet.mlp import forward
-from funcnet.network import Network, Params, check_network, check_params, computed_in
+from funcnet.network import Network, Params
 
 
 def check_exported(params: Any, network: Any, *, exact: bool = True) -> None:

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet import activations, losses
+from funcnet.arguments import check_params
 from funcnet.exchange.checks import largest_error, outputs, random_inputs
 from funcnet.exchange.onnx_nodes import FOLDED, Between, Values, after_node, evaluated, recognized
 from funcnet.extras import import_extra
-from funcnet.network import Network, Params, check_params
+from funcnet.network import Network, Params
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _LARGEST = 2**31  # bytes: what a protobuf, and so an ONNX file, can be

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from funcnet.activations import Activation
+from funcnet.arguments import computed_in
 from funcnet.exchange.checks import check_exported, known
 from funcnet.extras import import_extra
 from funcnet.files import write_atomically
 from funcnet.losses import SHIPPED
-from funcnet.network import Network, Params, computed_in, count_parameters
+from funcnet.network import Network, Params
+from funcnet.table import count_parameters
 
 # What ONNX calls an activation, and its settings there; `None` is made of several operators, or of none.
 _ONNX = {"identity": None, "relu": ("Relu", {}), "leaky_relu": ("LeakyRelu", {}), "sigmoid": ("Sigmoid", {}),

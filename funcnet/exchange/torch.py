@@ -9,11 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet.arguments import check_network, check_params
 from funcnet.exchange.checks import check_exported, known
 from funcnet.exchange.torch_module import read_module
 from funcnet.exchange.torch_tensors import from_tensor, to_tensor
 from funcnet.extras import import_extra
-from funcnet.network import Network, Params, check_network, check_params
+from funcnet.network import Network, Params
 
 # What PyTorch calls an activation, and its settings there; `None` needs no layer of its own.
 _TORCH = {"identity": None, "relu": ("ReLU", {}), "leaky_relu": ("LeakyReLU", {}), "sigmoid": ("Sigmoid", {}),

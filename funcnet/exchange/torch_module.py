@@ -15,10 +15,11 @@ import numpy as np
 
 from funcnet import activations
 from funcnet.activations import identity
+from funcnet.arguments import check_params
 from funcnet.exchange.checks import largest_error, outputs, random_inputs, read_network, shipped
 from funcnet.exchange.torch_tensors import check_tensor, from_tensor
 from funcnet.losses import Loss, sigmoid_cross_entropy, softmax_cross_entropy
-from funcnet.network import Network, Params, check_params
+from funcnet.network import Network, Params
 
 _PLAIN = ("relu", "sigmoid", "tanh", "silu")
 _PASSES = {"detach", "alias", "clone", "view", "_unsafe_view", "squeeze", "unsqueeze", "_to_copy"}  # numbers stay

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet.activations import Activation
+from funcnet.arguments import computed_in
 from funcnet.mlp import backward, forward_trace
-from funcnet.network import Network, computed_in
+from funcnet.network import Network
 from funcnet.testing.ladder import NOISE_ALLOWANCE
 from funcnet.testing.report import Row, error_in_eps
 from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of

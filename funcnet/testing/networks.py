@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet.activations import Activation
+from funcnet.arguments import check_input, check_network, check_params, targets_and_shares
 from funcnet.mlp import backward, objective
-from funcnet.network import Network, Params, check_input, check_network, check_params, targets_and_shares
+from funcnet.network import Network, Params
 from funcnet.testing.kinks import JUDGED_AT_KINKS, judge_at_kinks, near_kinks, rows_of, slope_floors
 from funcnet.testing.ladder import FLOAT64_TOLERANCE, ROUNDING_FLOOR, judge
 from funcnet.testing.report import Report, Row, error_in_eps, name_of, verdict

@@ -45,6 +45,7 @@ TESTS = {  # of each file, the quickest to notice first; its own doctests come b
     "curvature": ["per_sample", "network"],
     "optimizers": ["optimizers", "regularizers", "training"],
     "regularizers": ["regularizers", "training"],
+    "batches": ["training"],
     "training": ["training", "evaluation", "regularizers", "sharding"],
     "distortions": ["distortions"],
     "sharding": ["sharding"],

@@ -11,8 +11,8 @@ from mnist.processes import say
 from mnist.settings import Config
 
 from funcnet import datasets
+from funcnet.arguments import check_labels
 from funcnet.distortions import upright
-from funcnet.network import check_labels
 from funcnet.regularizers import smooth_labels
 
 
