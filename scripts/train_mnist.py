@@ -12,7 +12,6 @@ import re
 import sys
 import time
 import traceback
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -44,11 +43,13 @@ from mnist.processes import (
 from mnist.program import Program, build, compiled, decided, logits_over_views
 from mnist.recipes import described
 from mnist.settings import (
+    DATA,
+    ENVIRONMENT,
     OF_ONE_PROCESS,
     Config,
     at_home,
     check,
-    environment_of,
+    facts_of,
     from_command_line,
     in_words,
     read,
@@ -98,8 +99,8 @@ def train(
         run_folder.check_free(config.run_dir)
     data = load(config)
     settings = {name: value for name, value in asdict(config).items() if name not in OF_ONE_PROCESS}
-    images, _, labels = data.parts["train"]
-    check_same(settings | {"data": (data.name, images.shape, zlib.crc32(images), zlib.crc32(labels))})
+    facts = data.facts()
+    check_same(settings | {"data": facts})
     config = decided(config)
     key_start, key_epochs, key_views = jax.random.split(jax.random.key(config.seed), 3)
     program = build(config, data, key_start)
@@ -110,7 +111,7 @@ def train(
     program = compiled(program, key_epochs)
     if "validation" in placed:
         evaluate(program, program.weights(program.state), placed["validation"])  # compiles
-    with run_folder.opened(config, data.name) as run_dir:  # so late that Ctrl-C before leaves nothing behind
+    with run_folder.opened(config, facts) as run_dir:  # so late that Ctrl-C before leaves nothing behind
         seconds = {"compile": time.perf_counter() - began}
         with checkpoints.open_folder(run_dir / run_folder.CHECKPOINTS, keep=config.keep) as folder:
             params, history, interrupted = fit(
@@ -296,6 +297,11 @@ def predict(run_dir: str | Path, images: np.ndarray) -> np.ndarray:
     return np.asarray(softmax_cross_entropy.predict(evaluation.ensemble(jnp.stack(logits))))
 
 
+def classes(run_dir: str | Path) -> tuple[str, ...]:
+    """The names of a run's classes, in the order of what `predict` gives."""
+    return tuple(facts_of(at_home(run_dir) / run_folder.CONFIG, DATA)["classes"])
+
+
 def report(result: Result) -> str:
     """The final table."""
     wide = max(map(len, result.scores)) + 2
@@ -341,7 +347,7 @@ def introduce(config: Config, data: Data, program: Program) -> None:
     if config.batch_size > len(data.targets):
         say(f"--batch-size {config.batch_size:,} is more than there are images: all of them in each batch")
     if config.repeat is not None and config.repeat.is_file():
-        decisive, rounding = differences(environment_of(config.repeat))
+        decisive, rounding = differences(facts_of(config.repeat, ENVIRONMENT))
         if changed := decisive + rounding:
             say(f"--repeat {config.repeat}: not to the last bit: since that run, {', '.join(changed)}")
     if config.upright:

@@ -481,6 +481,17 @@ def test_predicting_from_a_run_in_one_call(everything, learnt):
         assert -np.log(p[np.arange(len(y)), y]).mean() == pytest.approx(scores["loss"], rel=1e-4)
 
 
+def test_a_run_keeps_the_names_of_its_classes_and_goes_on_with_its_own_data_alone(tmp_path):
+    x, y = np.random.default_rng(0).integers(0, 256, (60, 9), np.uint8), np.array(["ant", "bee", "cow"] * 20)
+    np.savez(tmp_path / "own.npz", x=x, y=y)
+    result = train(digits(tmp_path, dataset=str(tmp_path / "own.npz"), epochs=1))
+    assert train_mnist.classes(result.run_dir) == ("ant", "bee", "cow")
+    x[0, 0] ^= 1
+    np.savez(tmp_path / "own.npz", x=x, y=y)
+    with pytest.raises(ValueError, match=r"that run began with other data: checksum was \w{8} and is \w{8}"):
+        train(run_settings.saved(result.run_dir))
+
+
 def test_pictures_that_fail_do_not_fail_the_run(tmp_path, monkeypatch, capsys):
     def full(path, data, write=files.write_atomically):
         if path.suffix == ".png":

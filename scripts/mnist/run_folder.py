@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, sync_global_devices
 from mnist.environment import differences, environment
 from mnist.processes import is_writer, say
-from mnist.settings import ENVIRONMENT, FREE_TO_CHANGE, Config, as_json, environment_of, in_words
+from mnist.settings import DATA, ENVIRONMENT, FREE_TO_CHANGE, Config, as_json, facts_of, in_words
 
 from funcnet import Network, Params, checkpoints, files, weights
 
@@ -47,33 +47,41 @@ def _is_leftover(path: Path) -> bool:
 
 
 @contextmanager
-def opened(config: Config, name: str) -> Iterator[Path]:
+def opened(config: Config, data: dict[str, Any]) -> Iterator[Path]:
     """The run's folder with the configuration in it: a new one, writable before anything is trained, or the old one.
 
     No other run can open it meanwhile.
+
+    Raises:
+      ValueError: the run that is to go on began with other data.
     """
     now = int(broadcast_one_to_all(np.uint32(time.time()))) if jax.process_count() > 1 else time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-    run_dir = config.resume or config.run_dir or Path("runs") / f"{name.lower()}-{stamp}"
+    run_dir = config.resume or config.run_dir or Path("runs") / f"{data['name'].lower()}-{stamp}"
     if is_writer() and config.resume is None:
         check_free(run_dir)
     with _locked(run_dir) if is_writer() else nullcontext():
         if is_writer():
-            _begin(config, run_dir)
+            _begin(config, run_dir, data)
         if jax.process_count() > 1:
             sync_global_devices("run folder")  # no process makes a folder in it before the first has looked
         yield run_dir
 
 
-def _begin(config: Config, run_dir: Path) -> None:
+def _begin(config: Config, run_dir: Path, data: dict[str, Any]) -> None:
     """Tidy up after a run that was killed, and leave the configuration of a new one."""
     if config.resume is None:
         check_free(run_dir)  # another run may have been quicker, and be over
+    else:
+        for name, was in facts_of(run_dir / CONFIG, DATA).items():
+            if name in data and data[name] != was:
+                change = f"{name} was {was!s:.100} and is {data[name]!s:.100}"
+                raise ValueError(f"--resume {run_dir}: that run began with other data: {change}")
     with _errors_of(run_dir):
         for path in filter(files.is_leftover, run_dir.iterdir()):
             path.unlink()
         if config.resume is None:
-            kept = json.loads(as_json(config)) | {ENVIRONMENT: environment()}
+            kept = json.loads(as_json(config)) | {ENVIRONMENT: environment(), DATA: data}
             files.write_atomically(run_dir / CONFIG, (json.dumps(kept, indent=2) + "\n").encode())
 
 
@@ -139,7 +147,7 @@ def take_up(folder: Any, config: Config, whole: Any) -> tuple[Any, list[dict[str
                 f"{config.resume / CONFIG} was changed: {name} is {now[name]!r}, but the run was saved "
                 f"with {then.get(name)!r}"
             )
-    _, rounding = differences(environment_of(config.resume / CONFIG))
+    _, rounding = differences(facts_of(config.resume / CONFIG, ENVIRONMENT))
     if rounding:
         say(f"not to the last bit: since the run began, {', '.join(rounding)}")
     say(f"going on after {found.number} epochs")

@@ -17,8 +17,8 @@ from funcnet import activations
 from funcnet.distortions import Distortion
 
 NO_DISTORTION = Distortion()
-ENVIRONMENT = "environment"  # under which config.json has what is no setting
-LONGEST_FILE = 1_000_000  # bytes
+ENVIRONMENT, DATA = "environment", "data"  # under which config.json has what is no setting
+LONGEST_FILE = 10_000_000  # bytes
 LARGEST, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # where JAX's own integers end, and its floats
 
 
@@ -168,7 +168,10 @@ def read(path: Path) -> Config:
       OSError: there is no such file.
       ValueError: it is no configuration, or not one of this version; says what is missing or unknown.
     """
-    settings, hints = {name: value for name, value in _content(path).items() if name != ENVIRONMENT}, _hints()
+    settings, hints = (
+        {name: value for name, value in _content(path).items() if name not in (ENVIRONMENT, DATA)},
+        _hints(),
+    )
     if settings.keys() != hints.keys():
         odd = sorted(settings.keys() ^ hints.keys())
         raise ValueError(f"{path}: not the configuration of a run of this version: {odd} unknown or missing")
@@ -182,9 +185,9 @@ def read(path: Path) -> Config:
     return Config(**settings)
 
 
-def environment_of(path: Path) -> dict[str, Any]:
-    """What JAX and the machine were like for the run of a configuration; empty, if that was not kept."""
-    kept = _content(path).get(ENVIRONMENT)
+def facts_of(path: Path, name: str) -> dict[str, Any]:
+    """What JAX and the machine, or the data, were like for the run of a configuration; empty, if that was not kept."""
+    kept = _content(path).get(name)
     return kept if isinstance(kept, dict) else {}
 
 
@@ -237,7 +240,7 @@ def check_same_run(config: Config, run_dir: Path) -> None:
             raise ValueError(f"--resume {run_dir}: {name} is {value!r}, but that run began with {was!r}")
     if config.run_dir not in (None, run_dir):
         raise ValueError(f"--resume {run_dir} goes on in that folder; --run-dir is {config.run_dir}")
-    decisive, _ = differences(environment_of(run_dir / "config.json"))
+    decisive, _ = differences(facts_of(run_dir / "config.json", ENVIRONMENT))
     if decisive:
         raise ValueError(f"--resume {run_dir}: since that run began, {decisive[0]}, or these are other bits")
 
