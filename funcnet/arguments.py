@@ -207,6 +207,8 @@ def check_masks(masks: Any, widths: Sequence[int], batch_shape: tuple[int, ...])
     if not isinstance(masks, Sequence) or len(masks) != L:
         raise ValueError(f"masks is {describe(masks)}, expected {L} of them, for a_0 to a_{L - 1}, None keeping all")
     for l, (mask, n) in enumerate(zip(masks, widths, strict=True)):
+        if mask is not None and not hasattr(mask, "shape"):
+            raise ValueError(f"masks[{l}] is {describe(mask)}, expected an array, or None to keep all")
         if mask is not None and not _is_floating(mask):
             raise ValueError(f"masks[{l}] has dtype {mask.dtype}, expected a floating dtype: 0, or 1 / (1 - rate)")
         if mask is not None and mask.shape != (*batch_shape, n):

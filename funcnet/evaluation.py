@@ -181,7 +181,7 @@ def forward_in_batches(
     >>> forward_in_batches(funcnet.init(jax.random.key(0), (4, 3)), jnp.zeros((2500, 4), jnp.uint8)).shape
     (2500, 3)
     """
-    check_batch_size(batch_size)
+    check_count("batch_size", batch_size)
     x = jnp.asarray(x)
     n, batch_size = len(x), min(batch_size, len(x))
     transform = transform or scale_pixels
@@ -245,7 +245,7 @@ def checked_data(params, x, y, network) -> tuple[Any, Any]:
     return x, y
 
 
-def check_batch_size(batch_size) -> None:
+def check_count(name: str, value: Any) -> None:
     """Check that it is a whole number of at least 1."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")

@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from funcnet.network import describe
 from funcnet.schedules import Schedule
 
 __all__ = [
@@ -62,6 +64,23 @@ def apply_updates(params: Any, updates: Any) -> Any:
     return jax.tree.map(add, params, updates)
 
 
+def check_optimizer(optimizer: Any) -> None:
+    """Check that it is a pair of an `init` and an `update`, as optax has them."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"optimizer is {describe(optimizer)}, expected an Optimizer: adam(1e-3), with its rate")
+
+
+def check_opt_state(optimizer: Optimizer, opt_state: Any, params: Any) -> None:
+    """Check that the state is one of this optimizer, for these parameters: another one's may fit by luck."""
+    expected = jax.eval_shape(optimizer.init, params)
+    same = jax.tree.structure(opt_state) == jax.tree.structure(expected)
+    if not same or jax.tree.map(np.shape, opt_state) != jax.tree.map(np.shape, expected):
+        raise ValueError(
+            f"state.opt_state, of type {type(opt_state).__name__}, was made by another optimizer or for other "
+            "parameters: init_state(params, optimizer) makes it anew"
+        )
+
+
 def update_with(optimizer: Optimizer, grads: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
     """`optimizer.update`, with those of the extra arguments that it takes: some of optax want `value` or `value_fn`.
 
@@ -99,6 +118,7 @@ def sgd(lr: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Opti
     >>> updates, state.velocity  # -0.1 (0.9 + 1)
     (Array([-0.19], dtype=float32), Array([1.9], dtype=float32))
     """
+    _check_rate("sgd", lr)
     _check_part("sgd: momentum", momentum)
     plain = isinstance(momentum, (int, float)) and momentum == 0
 
@@ -142,6 +162,7 @@ def rmsprop(lr: LearningRate, decay: float = 0.9, eps: float = 1e-8) -> Optimize
     >>> updates, state.square  # -0.1 * 2 / sqrt(0.4)
     (Array([-0.31623], dtype=float32), Array([0.4], dtype=float32))
     """
+    _check_rate("rmsprop", lr)
     _check_part("rmsprop: decay", decay)
 
     def init(params):
@@ -216,6 +237,7 @@ def adamw(
     >>> updates  # -0.1 (1 + 0.5 * 2)
     Array([-0.2], dtype=float32)
     """
+    _check_rate("adam", lr)
     _check_part("adam: b1", b1)
     _check_part("adam: b2", b2)
     decays = not (isinstance(weight_decay, (int, float)) and weight_decay == 0)
@@ -295,6 +317,11 @@ def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
         return updates, AveragedState(inner, average, weight)
 
     return Optimizer(init, update)
+
+
+def _check_rate(name: str, lr: Any) -> None:
+    if not callable(lr) and not isinstance(lr, (int, float, np.generic, np.ndarray, Array)):
+        raise ValueError(f"{name}: lr is {describe(lr)}, expected a number, an array, or one of schedules")
 
 
 def _check_part(name: str, value: Any) -> None:

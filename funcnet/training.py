@@ -24,11 +24,11 @@ from jax.typing import ArrayLike
 from funcnet.arguments import check_key, check_sample_weight, summable
 from funcnet.batches import Batches, plan_batches, shuffle
 from funcnet.calls import as_array
-from funcnet.evaluation import Metrics, Transform, accuracies, check_batch_size, checked_data, scale_pixels
+from funcnet.evaluation import Metrics, Transform, accuracies, check_count, checked_data, scale_pixels
 from funcnet.evaluation import evaluate as evaluate  # as: this is where users look for it
 from funcnet.mlp import forward, value_and_backward
-from funcnet.network import Network, Params
-from funcnet.optimizers import Optimizer, apply_updates, update_with
+from funcnet.network import Network, Params, describe
+from funcnet.optimizers import Optimizer, apply_updates, check_opt_state, check_optimizer, update_with
 
 __all__ = [
     "Batches", "TrainState", "accumulated", "evaluate", "first_nonfinite_step", "for_each", "init_state",
@@ -62,6 +62,7 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
     >>> int(state.step)
     0
     """
+    check_optimizer(optimizer)
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
     # Each leaf apart: an optimizer's state may hold the parameters, and two layers the same array.
     return jax.tree.map(lambda a: jnp.array(a) if isinstance(a, (Array, np.ndarray)) else a, state)
@@ -92,6 +93,12 @@ def make_step(
     >>> int(state.step)
     2
     """
+    check_optimizer(optimizer)
+    check_count("accumulate", accumulate)
+    functions = {"transform": transform, "augment": augment, "masks": masks, "value_and_gradient": value_and_gradient}
+    for name, function in functions.items():
+        if not (function is None or callable(function)):
+            raise ValueError(f"{name} is {describe(function)}, expected a function")
     transform = transform or scale_pixels
 
     def one_pass(params, key, x, y, sample_weight=None):
@@ -110,6 +117,9 @@ def make_step(
 
     def step(state, key, x, y, sample_weight=None):
         check_key(key)
+        if not hasattr(state, "opt_state"):
+            raise ValueError(f"state is {describe(state)}, expected a TrainState: init_state(params, optimizer)")
+        check_opt_state(optimizer, state.opt_state, state.params)
         grads, metrics = passes(state.params, key, x, y, sample_weight)
         updates, opt_state = update_with(
             optimizer,
@@ -200,8 +210,9 @@ def make_epoch(
       the epoch, each batch's before its update. Jit it once, `jax.jit(epoch, donate_argnums=0)`.
 
     Raises:
-      ValueError: a batch size below 1; from the epoch, `x` and `y` of different lengths, no samples, or what
-        `objective` raises. A class id out of range raises here only when called outside jit; see `check_labels`.
+      ValueError: a batch size below 1, or what is no optimizer or function; from the epoch, `x` and `y` of different
+        lengths, no samples, a state of another optimizer, or what `objective` raises. A class id out of range
+        raises here only when called outside jit; see `check_labels`.
 
     >>> import funcnet
     >>> optimizer = funcnet.optimizers.sgd(0.1)
@@ -211,7 +222,7 @@ def make_epoch(
     >>> int(state.step)
     3
     """
-    check_batch_size(batch_size)
+    check_count("batch_size", batch_size)
     step = make_step(
         optimizer,
         network,

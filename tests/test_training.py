@@ -386,3 +386,40 @@ def test_networks_side_by_side_are_each_as_by_itself(data):
     many, alone = jax.jit(training.for_each(run))(keys), jax.jit(run)
     for i, key in enumerate(keys):
         assert max(oracle.errors_in_eps(jax.tree.map(lambda leaf, i=i: leaf[i], many), alone(key))) <= 16
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            lambda params: training.init_state(params, adam),
+            "optimizer is <function adam .*, expected an Optimizer",
+        ),
+        (lambda params: training.make_step(0.1), "optimizer is 0.1 of type float, expected an Optimizer"),
+        (lambda params: training.make_step(sgd(0.1), masks=0.5), "masks is 0.5 of type float, expected a function"),
+        (
+            lambda params: training.make_step(sgd(0.1), accumulate=0),
+            "accumulate is 0, expected a whole number of at least 1",
+        ),
+        (lambda params: sgd("0.1"), "sgd: lr is '0.1' of type str, expected a number, an array, or one of schedules"),
+    ],
+    ids=["function", "number", "masks", "accumulate", "rate"],
+)
+def test_what_is_no_optimizer_and_no_function_is_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong(funcnet.init(jax.random.key(0), (4, 3)))
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    """Also where it would fit by luck: Adam's has all that RMSprop asks for."""
+    params, key = funcnet.init(jax.random.key(0), (4, 3)), jax.random.key(1)
+    x, y = np.ones((5, 4), np.float32), np.array([0, 1, 2, 0, 1])
+    others = training.init_state(params, adam(0.1))
+    message = "state.opt_state, of type AdamState, was made by another optimizer or for other parameters: init_state"
+    for optimizer in (funcnet.rmsprop(0.1), sgd(0.1), optax.adam(0.1)):
+        with pytest.raises(ValueError, match=message):
+            training.make_step(optimizer)(others, key, x, y)
+    with pytest.raises(ValueError, match=message):
+        training.make_step(adam(0.1))(others._replace(params=funcnet.init(key, (4, 8, 3))), key, x, y)
+    with pytest.raises(ValueError, match="state is a list of 1, expected a TrainState: init_state"):
+        training.make_step(sgd(0.1))(params, key, x, y)
