@@ -58,6 +58,11 @@ class Activation:
     fn: Callable[[Array], Array]
     deriv: Callable[[Array, Array], Array]
 
+    def __post_init__(self):
+        """Check that both are functions."""
+        if not (callable(self.fn) and callable(self.deriv)):
+            raise ValueError(f"{self.name}: fn is {self.fn!r} and deriv {self.deriv!r}, expected two functions")
+
     def __repr__(self) -> str:
         """Short, so that signatures and reports stay readable: a shipped one is its name."""
         return self.name if is_shipped(self) else f"Activation({self.name!r}, ...)"

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from funcnet.activations import Activation
+from funcnet.activations import Activation, sigmoid
 from funcnet.losses import is_class_ids
 from funcnet.network import Network, Params, describe, floating
 
@@ -127,6 +127,9 @@ def check_key(key: Any) -> None:
     raise ValueError(f"key is {describe(key)}, expected a JAX random key{hint}")
 
 
+_SAY_NO_NO = ("relu", "leaky_relu(0.0)", "softplus", "elu", "silu", "gelu", "gelu_tanh")
+
+
 def check_meaning(network: Network, K: int) -> None:
     """Refuse what trains without a word and means nothing: a loss on outputs that it is not for."""
     loss, output = network.loss, network.output
@@ -135,9 +138,9 @@ def check_meaning(network: Network, K: int) -> None:
             f"{loss.name} over one output is 0 whatever the output is: for two classes take "
             "Network(loss=sigmoid_cross_entropy), or two outputs; for regression loss=squared_error"
         )
-    squashed = {"sigmoid"} if loss.takes == "class logits" else {"sigmoid", "relu", "softplus"}
+    squashed = {"sigmoid"} if loss.takes == "class logits" else {"sigmoid", *_SAY_NO_NO}
     if loss.takes != "values" and output.name in squashed:
-        because = "squashes them first" if output.name == "sigmoid" else "lets through none below 0, which say no"
+        because = "squashes them first" if output.name == "sigmoid" else "lets through none far below 0, which say no"
         raise ValueError(
             f"{loss.name} takes logits, and output={output} {because}: leave output at identity (predict gives "
             "probabilities), or take loss=squared_error"
@@ -247,6 +250,8 @@ def check_labels(y: ArrayLike, classes: int) -> None:
     Traceback (most recent call last):
     ValueError: y[2] is 10, expected a class id from 0 to 9
     """
+    if not isinstance(classes, Integral) or classes < 1:
+        raise ValueError(f"classes is {describe(classes)}, expected a whole number of at least 1")
     y = np.asarray(y)
     if y.dtype.kind not in "iufV":  # V: bfloat16
         raise ValueError(
@@ -262,14 +267,19 @@ def check_labels(y: ArrayLike, classes: int) -> None:
 
 
 def check_probabilities(y: ArrayLike, network: Network) -> None:
-    """Check that targets of label logits are from 0 to 1, where values can be seen: else the loss has no bottom."""
-    if network.loss.takes != "label logits":
+    """Check, where values can be seen, that no target is below 0, nor above 1, where the loss or output minds it.
+
+    Below 0 both losses of logits have no bottom, and above 1 that of labels. A sigmoid's values are from 0 to 1.
+    """
+    y, takes = np.asarray(y), network.loss.takes
+    if np.issubdtype(y.dtype, np.integer) or (takes == "values" and network.output != sigmoid):
         return
-    y = np.asarray(y)
-    if not np.issubdtype(y.dtype, np.integer) and ((y < 0) | (y > 1)).any():
+    if (y < 0).any() or (takes != "class logits" and (y > 1).any()):
+        expected = "0 and above" if takes == "class logits" else "0 to 1"
+        whose = "the output sigmoid" if takes == "values" else network.loss.name
         raise ValueError(
-            f"y holds {y.min():g} to {y.max():g}, expected targets from 0 to 1 for {network.loss.name}; of -1 and 1 "
-            "take (y + 1) / 2"
+            f"y holds {y.min():g} to {y.max():g}, expected targets from {expected} for {whose}; of -1 and 1 take "
+            "(y + 1) / 2"
         )
 
 

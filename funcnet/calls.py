@@ -117,6 +117,9 @@ def _explain(fn, names, args, kwargs, error) -> NoReturn:
         check_network(given["network"])
     for name in given.keys() & _ARRAYS:
         as_array(name, given[name])
+    for name, value in given.items():
+        if isinstance(value, str):
+            raise ValueError(f"{name} is {value!r}, expected numbers") from error
     for path, leaf in jax.tree_util.tree_leaves_with_path(given.get("params")):
         as_array(f"params{jax.tree_util.keystr(path)}", leaf)
     raise error

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from funcnet.arguments import check_key, like, losses_of
 from funcnet.calls import array_function
 from funcnet.losses import is_class_ids
-from funcnet.network import Masks, Network, Params
+from funcnet.network import Masks, Network, Params, describe
 from funcnet.sweeps import group_norms_of, norms_of, sweeps, weighted_sum
 
 __all__ = ["Clipped", "clipped_backward", "clipped_value_and_backward", "private_sum"]
@@ -203,6 +204,6 @@ def _clip_factors(norms, max_norm) -> Array:
 
 
 def _scalar(name, value, dtype) -> Array:
-    if jnp.shape(value) != ():
-        raise ValueError(f"{name} has shape {jnp.shape(value)}, expected a number")
+    if np.shape(value) != () or isinstance(value, str):
+        raise ValueError(f"{name} is {describe(value)}, expected a number")
     return jnp.asarray(value, dtype)

@@ -17,9 +17,11 @@ from funcnet.activations import sigmoid
 from funcnet.arguments import (
     check_labels,
     check_network,
+    check_params,
     check_probabilities,
     check_targets,
     losses_of,
+    summable,
     targets_and_shares,
 )
 from funcnet.calls import array_function, as_array
@@ -86,6 +88,7 @@ def score(
     """
     check_network(network)
     out = jnp.asarray(out)
+    check_outputs(out)
     out = out.astype(jnp.float64 if out.dtype == jnp.float64 else jnp.float32)
     y, share = targets_and_shares(y, out, network, sample_weight)
     weights = None if sample_weight is None else share
@@ -109,7 +112,8 @@ def is_correct(out: ArrayLike, y: ArrayLike, network: Network = Network()) -> Ar
       network: its loss and output activation decide what is asked.
 
     Returns:
-      bool, `(...)`, or `(..., K)` for several labels; or None. NaN is never correct.
+      bool, `(...)`, or `(..., K)` for several labels; or None. NaN is never correct, nor is a row of equal targets,
+      which name no class.
 
     Raises:
       ValueError: `y` is neither class ids nor targets for `out`.
@@ -117,12 +121,15 @@ def is_correct(out: ArrayLike, y: ArrayLike, network: Network = Network()) -> Ar
     >>> is_correct(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0]))
     Array([ True, False], dtype=bool)
     """
+    check_network(network)
     out, y = jnp.asarray(out), jnp.asarray(y)
+    check_outputs(out)
     takes, K = network.loss.takes, out.shape[-1]
     check_targets(y, out.shape[:-1], K)
     if takes == "class logits" or (is_class_ids(y) and K > 1):
         said = jnp.argmax(out, -1)
-        return (said == (y if is_class_ids(y) else jnp.argmax(y, -1))) & ~jnp.any(jnp.isnan(out), -1)
+        right = said == y if is_class_ids(y) else (said == jnp.argmax(y, -1)) & (jnp.max(y, -1) > jnp.min(y, -1))
+        return right & ~jnp.any(jnp.isnan(out), -1)
     if takes == "values" and network.output != sigmoid:
         return None
     yes = out > (0 if takes == "label logits" else 0.5)
@@ -136,6 +143,8 @@ def accuracies(out, y, network, weights) -> tuple[Array | None, Array | None]:
     if correct is None:
         return None, None
 
+    weights = None if weights is None else summable(jnp.asarray(weights).astype(out.dtype))
+
     def mean(of_each):  # (...)
         return jnp.average(of_each.astype(out.dtype), weights=weights)
 
@@ -147,6 +156,7 @@ def accuracies(out, y, network, weights) -> tuple[Array | None, Array | None]:
 def _r2(out, y, share):
     samples = tuple(range(out.ndim - 1))
     around = y - jnp.sum(share * y, samples, keepdims=True)
+    around -= jnp.sum(share * around, samples, keepdims=True)  # the first sum is off by ulps of a large mean
     missed, variance = (jnp.sum(share * d**2, samples) for d in (y - out, around))
     lowest = jnp.min(y, samples, where=share != 0, initial=jnp.inf)
     highest = jnp.max(y, samples, where=share != 0, initial=-jnp.inf)
@@ -234,8 +244,11 @@ def ensemble(logits: Array) -> Array:
 
 def checked_data(params, x, y, network) -> tuple[Any, Any]:
     """`x` and `y` as arrays: as many samples in both, at least one, and no class id out of range."""
+    check_params(params)
     check_network(network)
     x, y = as_array("x", x), as_array("y", y)
+    if jnp.ndim(x) < 2 or jnp.ndim(y) < 1:
+        raise ValueError(f"x has shape {jnp.shape(x)} and y {jnp.shape(y)}, expected a row for each sample")
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} samples and y {len(y)}, expected as many in both, and at least one")
     if not isinstance(y, Tracer):
@@ -243,6 +256,12 @@ def checked_data(params, x, y, network) -> tuple[Any, Any]:
         check_labels(y, 2 if K == 1 else K)  # one output tells two apart
         check_probabilities(y, network)
     return x, y
+
+
+def check_outputs(out: Array) -> None:
+    """Check that these are rows of outputs."""
+    if out.ndim == 0 or out.size == 0:
+        raise ValueError(f"out has shape {out.shape}, expected (..., K), at least one row of outputs")
 
 
 def check_count(name: str, value: Any) -> None:

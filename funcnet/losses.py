@@ -58,7 +58,10 @@ class Loss:
     takes: Literal["class logits", "label logits", "values"] = "values"
 
     def __post_init__(self):
-        """Check the one field that is a word."""
+        """Check the functions, and the one field that is a word."""
+        for name in ("fn", "delta", "predict"):
+            if not callable(getattr(self, name)):
+                raise ValueError(f"{self.name}: {name} is {getattr(self, name)!r}, expected a function")
         if self.takes not in ("class logits", "label logits", "values"):
             raise ValueError(f"takes is {self.takes!r}, expected 'class logits', 'label logits' or 'values'")
 

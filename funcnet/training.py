@@ -120,6 +120,7 @@ def make_step(
         if not hasattr(state, "opt_state"):
             raise ValueError(f"state is {describe(state)}, expected a TrainState: init_state(params, optimizer)")
         check_opt_state(optimizer, state.opt_state, state.params)
+        x, y = as_array("x", x), as_array("y", y)
         grads, metrics = passes(state.params, key, x, y, sample_weight)
         updates, opt_state = update_with(
             optimizer,
@@ -159,7 +160,7 @@ def accumulated(one_pass: Callable[..., Any], parts: int) -> Callable[..., Any]:
     def all_parts(params, key, x, y, sample_weight=None):
         if len(x) % parts:
             raise ValueError(f"a batch is of {len(x)} samples, expected a multiple of {parts}: it is cut into so many")
-        weights = jnp.ones(len(x), jnp.float32) if sample_weight is None else sample_weight
+        weights = jnp.ones(len(x), jnp.float32) if sample_weight is None else summable(sample_weight.astype(float))
 
         def cut(a):  # strided: of a batch that lies over many devices, no sample moves to another
             return jnp.swapaxes(a.reshape(-1, parts, *a.shape[1:]), 0, 1)
@@ -193,7 +194,8 @@ def make_epoch(
     """A whole epoch as one pure function, `epoch(state, key, x, y, sample_weight=None) -> (state, metrics)`.
 
     Args:
-      optimizer: an `Optimizer`, or any optax transformation.
+      optimizer: an `Optimizer`, or an optax transformation, but those that want more than a gradient and the loss:
+        `lookahead` (pairs of parameters), `contrib.dpsgd` (a gradient per sample), `contrib.sophia` (a second loss).
       network: the activations, the loss, and the dtype of products.
       batch_size: samples per step; the last batch is filled up with samples of weight 0.
       transform: `(key, x) -> x`, applied to each batch on the device, making it floating; by default `scale_pixels`.
@@ -238,12 +240,7 @@ def make_epoch(
         x, y = checked_data(state.params, x, y, network)
         x, y, n = jnp.asarray(x), jnp.asarray(y), len(x)
         # No more fillers than it takes; parts of a batch are of one size.
-        plan = plan_batches(key, n, min(batch_size, -(-n // accumulate) * accumulate))
-        if sample_weight is not None:
-            sample_weight = jnp.asarray(as_array("sample_weight", sample_weight))
-            check_sample_weight(sample_weight, (n,))
-            weights = _take(summable(sample_weight.astype(float)), plan.indices)
-            plan = plan._replace(weights=weights if plan.weights is None else weights * plan.weights.astype(float))
+        plan = _weighed(plan_batches(key, n, min(batch_size, -(-n // accumulate) * accumulate)), sample_weight, n)
 
         def of_batch(state, batch):
             return step(state, batch.keys, _take(x, batch.indices), _take(y, batch.indices), batch.weights)
@@ -251,6 +248,16 @@ def make_epoch(
         return _scan(of_batch if sample_weight is None else _if_weighed(of_batch), n, state, plan)
 
     return epoch
+
+
+def _weighed(plan: Batches, sample_weight: ArrayLike | None, n: int) -> Batches:
+    """The plan with the weights of the samples, if they have any."""
+    if sample_weight is None:
+        return plan
+    sample_weight = jnp.asarray(as_array("sample_weight", sample_weight))
+    check_sample_weight(sample_weight, (n,))
+    weights = _take(summable(sample_weight.astype(float)), plan.indices)
+    return plan._replace(weights=weights if plan.weights is None else weights * plan.weights.astype(float))
 
 
 def _if_weighed(of_batch):
@@ -346,6 +353,7 @@ def first_nonfinite_step(
     y: Array,
     *,
     batch_size: int,
+    sample_weight: ArrayLike | None = None,
 ) -> tuple[int | None, TrainState]:
     """Replay an epoch step by step, up to the first step whose loss is not finite.
 
@@ -358,6 +366,7 @@ def first_nonfinite_step(
       x: the epoch's.
       y: the epoch's.
       batch_size: the epoch's.
+      sample_weight: the epoch's.
 
     Returns:
       `(i, state)`: the number of the step within the epoch, from 0, or `None` if every loss is finite; and the last
@@ -371,11 +380,13 @@ def first_nonfinite_step(
     0
     """
     step = jax.jit(step)
-    batches = plan_batches(key, len(x), batch_size)
+    batches = _weighed(plan_batches(key, len(x), batch_size), sample_weight, len(x))
     x, y = jnp.asarray(x), jnp.asarray(y)
     good = state
     for i in range(len(batches.indices)):
         row = jax.tree.map(lambda rows, i=i: rows[i], batches)
+        if sample_weight is not None and not row.weights.any():
+            continue
         new, metrics = step(state, row.keys, _take(x, row.indices), _take(y, row.indices), row.weights)
         if not jnp.isfinite(metrics.loss):
             return i, good

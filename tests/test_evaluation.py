@@ -210,3 +210,52 @@ def test_an_ensemble_says_the_mean_of_probabilities(shape):
     p = np.exp(logits.astype(float))
     p /= p.sum(-1, keepdims=True)
     np.testing.assert_allclose(evaluation.ensemble(jnp.asarray(logits)), np.log(p.mean(0)), rtol=1e-5, atol=1e-6)
+
+
+def test_r2_where_the_mean_is_large_is_numpy_s():
+    rng = np.random.default_rng(0)
+    y = (2e4 + 3 * rng.normal(size=(50_000, 1))).astype(np.float32)
+    out = (y + 1.5 * rng.normal(size=y.shape)).astype(np.float32)
+    exact, missed = y.astype(np.float64), y.astype(np.float64) - out
+    truth = 1 - (missed**2).sum() / ((exact - exact.mean()) ** 2).sum()
+    assert evaluation.score(out, y, Network(loss=funcnet.squared_error)).r2 == pytest.approx(truth, rel=1e-4)
+
+
+def test_targets_that_name_no_class_are_not_correct():
+    out, y = np.array([[5.0, 0, 0], [5.0, 0, 0]], np.float32), np.array([[0.0, 0, 0], [1, 0, 0]], np.float32)
+    np.testing.assert_array_equal(evaluation.is_correct(out, y), [False, True])
+
+
+@pytest.mark.parametrize(
+    ("network", "K", "y", "message"),
+    [
+        (Network(), 3, [-1.0, 1, -1], r"y holds -1 to 1, expected targets from 0 and above for softmax_cross_entropy"),
+        (
+            Network(output=activations.sigmoid, loss=funcnet.squared_error),
+            1,
+            [30.0],
+            r"y holds 30 to 30, expected targets from 0 to 1 for the output sigmoid",
+        ),
+    ],
+    ids=["logits", "probability"],
+)
+def test_targets_that_no_output_can_reach_are_refused(network, K, y, message):
+    params, x, y = oracle.network(0, (6, K), np.float32), np.ones((4, 6), np.float32), np.array([y] * 4, np.float32)
+    epoch = training.make_epoch(sgd(0.1), network, batch_size=2)
+    with pytest.raises(ValueError, match=message):
+        evaluation.evaluate(params, x, y, network)
+    with pytest.raises(ValueError, match=message):
+        epoch(training.init_state(params, sgd(0.1)), jax.random.key(0), x, y)
+
+
+def test_what_is_no_data_set_is_named(params):
+    x, y = np.ones((2, 6), np.float32), np.array([0, 1])
+    for wrong, message in (
+        (lambda: evaluation.evaluate(None, x, y), r"params is None .*, expected a list \[\(W, b\), ...\]"),
+        (lambda: evaluation.evaluate(params, 1.0, y), r"x has shape \(\) and y \(2,\), expected a row for each sample"),
+        (lambda: evaluation.score(1.0, y), r"out has shape \(\), expected \(..., K\)"),
+        (lambda: evaluation.is_correct(x, y, funcnet.relu), r"network is relu .*, expected a Network: Network\(hidden"),
+        (lambda: funcnet.check_labels(y, "3"), "classes is '3' of type str, expected a whole number of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()

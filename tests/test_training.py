@@ -423,3 +423,28 @@ def test_a_state_of_another_optimizer_is_refused():
         training.make_step(adam(0.1))(others._replace(params=funcnet.init(key, (4, 8, 3))), key, x, y)
     with pytest.raises(ValueError, match="state is a list of 1, expected a TrainState: init_state"):
         training.make_step(sgd(0.1))(params, key, x, y)
+
+
+def test_an_accumulated_step_takes_the_weights_that_a_plain_one_takes():
+    """Huge ones, and those of half precision, whose sum has no number in their own dtype."""
+    params, x, y = oracle.network(0, (4, 3), np.float32), np.ones((8, 4), np.float32), np.arange(8) % 3
+    state = training.init_state(params, sgd(0.1))
+    steps = [jax.jit(training.make_step(sgd(0.1), accumulate=parts)) for parts in (1, 2)]
+    for weights in (np.full(8, 1e38, np.float32), np.full(8, 60_000, np.float16)):
+        plain, accumulated = (step(state, jax.random.key(0), x, y, weights)[1] for step in steps)
+        np.testing.assert_allclose([accumulated.loss, accumulated.accuracy], [plain.loss, plain.accuracy], rtol=1e-6)
+        assert plain.accuracy in (np.float32(2 / 8), np.float32(3 / 8))
+
+
+def test_an_epoch_with_weights_is_replayed_with_them():
+    """A sample of weight 0 does not count, and a batch without weight is passed by, as in the epoch."""
+    params = oracle.network(0, (4, 3), np.float32)
+    x, y, weights = np.ones((6, 4), np.float32), np.zeros(6, np.int32), np.ones(6, np.float32)
+    x[2], key, state = np.nan, jax.random.key(1), training.init_state(params, sgd(0.1))
+    batches = training.plan_batches(key, 6, 2)
+    (at,) = [i for i, row in enumerate(np.asarray(batches.indices)) if 2 in row]
+    weights[np.asarray(batches.indices)[at]] = 0
+    step = training.make_step(sgd(0.1))
+    replay = partial(training.first_nonfinite_step, step, state, key, x, y, batch_size=2)
+    assert replay()[0] == at
+    assert replay(sample_weight=weights)[0] is None
