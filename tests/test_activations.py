@@ -1,5 +1,7 @@
 """Each activation and its derivative, against formulas in NumPy and against JAX, at the edges above all."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,36 +13,49 @@ from funcnet import activations, initializers
 from funcnet.activations import Activation, leaky_relu
 
 EACH = pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
+OTHERS = tuple(leaky_relu(slope) for slope in (0, 0.3, 0.5))
 INF = np.inf
 
+pytestmark = pytest.mark.usefixtures("not_optimized")
 
-def deriv(act, z):
-    z = jnp.asarray(z)
-    return np.asarray(jax.jit(lambda z: act.deriv(z, act.fn(z)))(z))
+
+@partial(jax.jit, static_argnums=0)
+def _evaluated(acts, z):
+    return [(act.fn(z), act.deriv(z, act.fn(z)), jax.vmap(jax.grad(act.fn))(z)) for act in acts]
+
+
+def evaluated(act, z, dtype=np.float32):
+    """The function, its derivative and the derivative that JAX finds: one program for all tests of up to 256 points."""
+    acts = (*activations.SHIPPED, *OTHERS)
+    z = np.asarray(z, dtype)
+    wide = np.zeros(256, dtype)
+    wide[: z.size] = z.ravel()
+    return [np.asarray(value)[: z.size].reshape(z.shape) for value in _evaluated(acts, wide)[acts.index(act)]]
 
 
 @EACH
 def test_function_and_derivative_against_the_complex_step(act, x64):
     z = np.random.default_rng(0).normal(size=200) * 3
-    np.testing.assert_allclose(act.fn(jnp.asarray(z)), oracle.ACTIVATIONS[act.name](z), rtol=1e-13, atol=1e-14)
+    a, by_hand, _ = evaluated(act, z, np.float64)
+    np.testing.assert_allclose(a, oracle.ACTIVATIONS[act.name](z), rtol=1e-13, atol=1e-14)
     slope = oracle.ACTIVATIONS[act.name](z + 1e-30j).imag / 1e-30
-    np.testing.assert_allclose(deriv(act, z), slope, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(by_hand, slope, rtol=1e-12, atol=1e-14)
 
 
 @EACH
 def test_derivative_is_what_jax_finds(act, dtype):
-    z = jnp.concatenate([jnp.linspace(-30, 30, 201, dtype=dtype), jnp.zeros(1, dtype), -jnp.zeros(1, dtype)])
-    by_jax = jax.vmap(jax.grad(act.fn))(z)
+    z = np.concatenate([np.linspace(-30, 30, 201), [0.0, -0.0]]).astype(dtype)
+    a, by_hand, by_jax = evaluated(act, z, dtype)
     # What differs is JAX's rounding, in 1 - tanh^2 and in z s (1 - s).
-    assert (np.abs(deriv(act, z) - by_jax) / np.maximum(1, np.abs(z))).max() <= 8 * jnp.finfo(dtype).eps
-    assert act.fn(z).dtype == by_jax.dtype == deriv(act, z).dtype == dtype
+    assert (np.abs(by_hand - by_jax) / np.maximum(1, np.abs(z))).max() <= 8 * np.finfo(dtype).eps
+    assert a.dtype == by_jax.dtype == by_hand.dtype == dtype
 
 
 @EACH
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_stays_half(act, dtype):
-    z = jnp.linspace(-3, 3, 7, dtype=dtype)
-    assert act.fn(z).dtype == deriv(act, z).dtype == dtype
+    z = jax.ShapeDtypeStruct((7,), dtype)
+    assert jax.eval_shape(act.fn, z).dtype == jax.eval_shape(act.deriv, z, z).dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -58,13 +73,13 @@ def test_half_precision_stays_half(act, dtype):
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_at_zero_the_derivative_is_the_left_one(name, slope, zero):
     act = activations.from_name(name)
-    assert deriv(act, zero) == np.float32(slope)
-    assert jax.grad(act.fn)(zero) == np.float32(slope)
+    _, by_hand, by_jax = evaluated(act, zero)
+    assert by_hand == by_jax == np.float32(slope)
 
 
 @EACH
 def test_nan_stays_nan(act):
-    assert np.isnan(act.fn(jnp.float32(np.nan)))
+    assert np.isnan(evaluated(act, np.nan)[0])
 
 
 @pytest.mark.parametrize(
@@ -84,39 +99,44 @@ def test_nan_stays_nan(act):
 )
 def test_at_infinity_everything_is_its_limit(name, at_minus_inf, at_inf):
     act = activations.from_name(name)
-    for z, (a, slope) in ((-INF, at_minus_inf), (INF, at_inf)):
-        assert act.fn(jnp.float32(z)) == np.float32(a)
-        assert deriv(act, np.float32(z)) == jax.grad(act.fn)(np.float32(z)) == np.float32(slope)
+    a, by_hand, by_jax = evaluated(act, [-INF, INF])
+    limits, slopes = np.array([at_minus_inf, at_inf], np.float32).T
+    np.testing.assert_array_equal(a, limits)
+    np.testing.assert_array_equal(by_hand, slopes)
+    np.testing.assert_array_equal(by_jax, slopes)
 
 
 def test_saturated_slopes_keep_their_tails():
     z = np.linspace(-40, 40, 20_001).astype(np.float32)
     e = np.exp(-np.abs(z.astype(np.longdouble)))
     for name, truth in (("sigmoid", e / (1 + e) ** 2), ("tanh", 4 * e**2 / (1 + e**2) ** 2)):
-        error = np.abs(deriv(activations.from_name(name), z) - truth) / truth
+        by_hand = np.asarray(_evaluated((activations.from_name(name),), z)[0][1])
+        error = np.abs(by_hand - truth) / truth
         assert error.max() <= 4e-7
 
 
 def test_gelu_keeps_its_far_tail():
     z = np.linspace(-12, -2, 101)
     truth = z * np.exp(log_ndtr(z))
-    a = activations.gelu.fn(jnp.asarray(z, jnp.float32))
-    np.testing.assert_allclose(a, truth, rtol=2e-5)  # the argument's own rounding: z^2 eps
+    np.testing.assert_allclose(
+        evaluated(activations.gelu, z)[0], truth, rtol=2e-5
+    )  # the argument's own rounding: z^2 eps
 
 
 def test_gelu_by_tanh_is_that_of_jax_and_keeps_its_tail():
     z = np.linspace(-7, 7, 201).astype(np.float32)
-    np.testing.assert_allclose(activations.gelu_tanh.fn(z), jax.nn.gelu(z), atol=1e-6)
+    a, _, _ = evaluated(activations.gelu_tanh, z)
+    np.testing.assert_allclose(a, jax.jit(jax.nn.gelu)(z), atol=1e-6)
     wide = z.astype(np.longdouble)
     e = np.exp(2 * np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))
-    np.testing.assert_allclose(activations.gelu_tanh.fn(z), wide * e / (1 + e), rtol=2e-5)  # 1 + tanh loses it
-    assert deriv(activations.gelu_tanh, np.float32(1e30)) == 1
+    np.testing.assert_allclose(a, wide * e / (1 + e), rtol=2e-5)  # 1 + tanh loses it
+    assert evaluated(activations.gelu_tanh, 1e30)[1] == 1
 
 
 def test_relu_of_subnormals_is_zero_or_the_number_itself():
     """XLA's CPU code flushes subnormals to zero; either way function and slope agree."""
     tiny = np.float32(1e-40)
-    a, slope = activations.relu.fn(jnp.asarray(tiny)), deriv(activations.relu, tiny)
+    a, slope, _ = evaluated(activations.relu, tiny)
     assert (float(a), float(slope)) in {(0.0, 0.0), (float(tiny), 1.0)}
 
 
@@ -124,13 +144,12 @@ def test_softplus_at_zero_is_right_to_the_third_derivative():
     derivatives = [jax.grad(activations.softplus.fn)]
     for _ in range(3):
         derivatives.append(jax.grad(derivatives[-1]))
-    assert [float(d(0.0)) for d in derivatives] == [0.5, 0.25, 0.0, -0.125]
+    assert [float(d) for d in jax.jit(lambda z: [d(z) for d in derivatives])(0.0)] == [0.5, 0.25, 0.0, -0.125]
 
 
 def test_leaky_relu_of_slope_zero_is_relu():
-    z = jnp.linspace(-2, 2, 9)
-    np.testing.assert_array_equal(leaky_relu(0).fn(z), activations.relu.fn(z))
-    np.testing.assert_array_equal(deriv(leaky_relu(0), z), deriv(activations.relu, z))
+    z = np.linspace(-2, 2, 9)
+    np.testing.assert_array_equal(evaluated(leaky_relu(0), z), evaluated(activations.relu, z))
 
 
 def test_factories_are_cached_and_take_any_finite_number():
@@ -159,4 +178,6 @@ def test_unknown_names_are_refused_with_those_there_are(name):
 
 def test_a_user_writes_one_in_a_line():
     square = Activation("square", lambda z: z * z, lambda z, a: 2 * z)
-    np.testing.assert_array_equal(deriv(square, np.array([1.0, -3.0], np.float32)), [2, -6])
+    _, by_hand, by_jax = _evaluated((square,), np.array([1.0, -3.0], np.float32))[0]
+    np.testing.assert_array_equal(by_hand, [2, -6])
+    np.testing.assert_array_equal(by_jax, [2, -6])

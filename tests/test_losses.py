@@ -1,6 +1,7 @@
 """Each loss and its delta, against NumPy in float64 and against JAX, at the edges above all."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,23 @@ from funcnet import losses, sigmoid_cross_entropy, softmax_cross_entropy, square
 
 EACH = pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
 
+pytestmark = pytest.mark.usefixtures("not_optimized")
+
 
 def jax_delta(loss, out, y):
     return jax.grad(lambda out: loss.fn(out, y).sum())(out)
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluated(loss, out, y):
+    return loss.fn(out, y), loss.delta(out, y), jax_delta(loss, out, y), loss.predict(out)
+
+
+def evaluated(loss, out, y, dtype=np.float32):
+    """The loss, its delta, the delta that JAX finds and the prediction, in one program for all tests of one shape."""
+    y = np.asarray(y)
+    y = y.astype(np.int32 if y.dtype.kind == "i" else dtype)
+    return [np.asarray(value) for value in _evaluated(loss, np.asarray(out, dtype), y)]
 
 
 def targets(rng, kind, n, K, dtype):
@@ -37,7 +52,8 @@ def test_against_numpy_and_jax(dtype):
                 for loss, kind in cases]  # fmt: skip
 
     eps = float(jnp.finfo(dtype).eps)
-    for (loss, kind), (value, delta, by_jax) in zip(cases, everything(out, kinds), strict=True):
+    found = jax.tree.map(np.asarray, everything(out, kinds))
+    for (loss, kind), (value, delta, by_jax) in zip(cases, found, strict=True):
         y = np.eye(6)[kinds[kind]] if kind == "ids" else kinds[kind].astype(np.float64)
         assert value.shape == (50,)
         assert value.dtype == delta.dtype == dtype
@@ -47,53 +63,54 @@ def test_against_numpy_and_jax(dtype):
         assert np.abs(delta - by_jax).max() <= 8 * eps * np.abs(truth).max(), (loss, kind)
 
 
-@pytest.mark.parametrize("ids", [np.int8, np.uint8, np.int32, np.uint32])
 @EACH
-def test_class_ids_of_any_integer_dtype(loss, ids):
-    out = jnp.asarray(np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32))
-    y = np.array([0, 7, 127]).astype(ids)
-    one_hot = jnp.asarray(np.eye(300, dtype=np.float32)[y])
-    np.testing.assert_array_equal(loss.fn(out, jnp.asarray(y)), loss.fn(out, one_hot))
-    np.testing.assert_array_equal(loss.delta(out, jnp.asarray(y)), loss.delta(out, one_hot))
+def test_class_ids_of_any_integer_dtype(loss):
+    out = np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32)
+    y = np.array([0, 7, 127])
+    cases = {dtype: y.astype(dtype) for dtype in ("int8", "uint8", "int32", "uint32")}
+    cases["one-hot"] = np.eye(300, dtype=np.float32)[y]
+    found = jax.jit(lambda out, cases: jax.tree.map(lambda y: (loss.fn(out, y), loss.delta(out, y)), cases))(out, cases)
+    for dtype, (value, delta) in found.items():
+        np.testing.assert_array_equal(value, found["one-hot"][0], err_msg=dtype)
+        np.testing.assert_array_equal(delta, found["one-hot"][1], err_msg=dtype)
 
 
 @pytest.mark.parametrize("bad", [-1, 3, 100, np.iinfo(np.int32).min, np.iinfo(np.int32).max])
 @EACH
 def test_an_id_out_of_range_is_nan_in_loss_and_gradient(loss, bad):
-    out, y = jnp.ones((2, 3)), jnp.array([1, bad])
-    for values in (loss.fn(out, y), jax.jit(loss.delta)(out, y), jax_delta(loss, out, y)):
-        assert not np.isnan(values[0]).any()
+    for values in evaluated(loss, np.ones((3, 3)), [1, bad, 1])[:3]:
+        assert not np.isnan(values[::2]).any()
         assert np.isnan(values[1]).all()
 
 
 def test_one_class_has_no_loss_and_no_gradient():
-    out, y = jnp.array([[3.0]]), jnp.array([0])
-    assert softmax_cross_entropy.fn(out, y) == 0
-    assert softmax_cross_entropy.delta(out, y) == jax_delta(softmax_cross_entropy, out, y) == 0
+    value, delta, by_jax, _ = evaluated(softmax_cross_entropy, [[3.0]], [0])
+    assert value == delta == by_jax == 0
 
 
 def test_one_output_tells_ids_zero_and_one_apart():
-    out = jnp.array([[0.5], [-2.0]])
-    ids, values = jnp.array([1, 0]), jnp.array([[1.0], [0.0]])
-    np.testing.assert_array_equal(sigmoid_cross_entropy.fn(out, ids), sigmoid_cross_entropy.fn(out, values))
-    np.testing.assert_array_equal(sigmoid_cross_entropy.delta(out, ids), sigmoid_cross_entropy.delta(out, values))
-    assert np.isnan(sigmoid_cross_entropy.fn(out, jnp.array([2, -1]))).all()
+    out = [[0.5], [-2.0], [1.0], [1.0]]
+    by_ids = evaluated(sigmoid_cross_entropy, out, [1, 0, 2, -1])
+    by_values = evaluated(sigmoid_cross_entropy, out, [[1.0], [0.0], [1.0], [1.0]])
+    np.testing.assert_array_equal(by_ids[0][:2], by_values[0][:2])
+    np.testing.assert_array_equal(by_ids[1][:2], by_values[1][:2])
+    assert np.isnan(by_ids[0][2:]).all()
     with pytest.raises(
         ValueError, match="squared_error: y has dtype int32, so it holds class ids, but the network has"
     ):
-        squared_error.fn(out, ids)
+        squared_error.fn(np.zeros((2, 1), np.float32), np.array([1, 0], np.int32))
 
 
 @pytest.mark.parametrize("size", [1e4, 3e38])
 @pytest.mark.parametrize("hard", ["ids", "one-hot"])
 def test_softmax_at_huge_logits(size, hard):
-    out = jnp.array([[size, -size, 0.0], [0.0, size, size]])
-    y = jnp.array([0, 1]) if hard == "ids" else jnp.eye(3)[:2]
-    np.testing.assert_allclose(softmax_cross_entropy.fn(out, y), [0, np.log(2)], rtol=1e-6)
-    np.testing.assert_allclose(softmax_cross_entropy.delta(out, y), [[0, 0, 0], [0, -0.5, 0.5]])
-    np.testing.assert_allclose(jax_delta(softmax_cross_entropy, out, y), [[0, 0, 0], [0, -0.5, 0.5]])
-    wrong = softmax_cross_entropy.fn(out[:1], jnp.array([1]))
-    assert wrong == np.float32(2 * size) if size < 1e38 else np.isposinf(wrong)
+    y = np.array([0, 1, 1])  # the last one wrong
+    out = [[size, -size, 0.0], [0.0, size, size], [size, -size, 0.0]]
+    value, delta, by_jax, _ = evaluated(softmax_cross_entropy, out, y if hard == "ids" else np.eye(3)[y])
+    np.testing.assert_allclose(value[:2], [0, np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(delta, [[0, 0, 0], [0, -0.5, 0.5], [1, -1, 0]])
+    np.testing.assert_allclose(by_jax, [[0, 0, 0], [0, -0.5, 0.5], [1, -1, 0]])
+    assert value[2] == np.float32(2 * size) if size < 1e38 else np.isposinf(value[2])
 
 
 @pytest.mark.parametrize(
@@ -110,10 +127,10 @@ def test_softmax_at_huge_logits(size, hard):
     ],
 )
 def test_binary_cross_entropy_at_the_edges(z, y, value, slope):
-    out, y = jnp.array([[z]]), jnp.array([[y]])
-    np.testing.assert_allclose(sigmoid_cross_entropy.fn(out, y), [value], rtol=3e-7)
-    np.testing.assert_allclose(sigmoid_cross_entropy.delta(out, y), [[slope]], rtol=3e-7)
-    np.testing.assert_allclose(jax_delta(sigmoid_cross_entropy, out, y), [[slope]], rtol=3e-7)
+    found, delta, by_jax, _ = evaluated(sigmoid_cross_entropy, [[z]] * 4, [[y]] * 4)
+    np.testing.assert_allclose(found, [value] * 4, rtol=3e-7)
+    np.testing.assert_allclose(delta, [[slope]] * 4, rtol=3e-7)
+    np.testing.assert_allclose(by_jax, [[slope]] * 4, rtol=3e-7)
 
 
 @pytest.mark.parametrize("kind", ["ids", "one-hot"])
@@ -128,40 +145,47 @@ def test_the_tail_of_softmax(kind, dtype):
     delta[np.arange(3), y] = -others / (others + true)
     targets = y if kind == "ids" else np.eye(3, dtype=dtype)[y]
     eps = float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(softmax_cross_entropy.fn(out, targets), np.log1p(others / true), rtol=8 * eps)
-    np.testing.assert_allclose(softmax_cross_entropy.delta(out, targets), delta, rtol=8 * eps)
-    np.testing.assert_allclose(jax_delta(softmax_cross_entropy, out, targets), delta, rtol=8 * eps)
-    np.testing.assert_allclose(softmax_cross_entropy.predict(out), exact / exact.sum(-1, keepdims=True), rtol=8 * eps)
+    value, by_hand, by_jax, p = evaluated(softmax_cross_entropy, out, targets, dtype)
+    np.testing.assert_allclose(value, np.log1p(others / true), rtol=8 * eps)
+    np.testing.assert_allclose(by_hand, delta, rtol=8 * eps)
+    np.testing.assert_allclose(by_jax, delta, rtol=8 * eps)
+    np.testing.assert_allclose(p, exact / exact.sum(-1, keepdims=True), rtol=8 * eps)
 
 
 def test_where_logits_tie_all_derivatives_hold(x64):
     """Of the delta, by both modes, and of the loss, against the Hessian of the textbook: diag(p) - p p^T."""
-    for logits in ([2.0, 2, 2], [1, 2, 2], [0, 0, -1]):
-        out, p = np.array(logits, float), np.exp(logits) / np.exp(logits).sum()
-        for k in range(3):
-            for jacobian in (jax.jacfwd, jax.jacrev):
-                by_hand = jacobian(lambda out, k=k: softmax_cross_entropy.delta(out, jnp.array(k)))(out)
-                np.testing.assert_allclose(by_hand, np.diag(p) - np.outer(p, p), atol=1e-14)
-            hessian = jax.hessian(lambda out, k=k: softmax_cross_entropy.fn(out, jnp.array(k)))(out)
-            np.testing.assert_allclose(hessian, np.diag(p) - np.outer(p, p), atol=1e-14)
+    out = np.array([[2.0, 2, 2], [1, 2, 2], [0, 0, -1]])
+    p = np.exp(out) / np.exp(out).sum(-1, keepdims=True)
+    truth = np.stack([[np.diag(p) - np.outer(p, p)] * 3 for p in p])  # whatever the class
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, None))
+    @partial(jax.vmap, in_axes=(None, 0))
+    def derivatives(out, k):
+        delta, fn = (partial(f, y=k) for f in (softmax_cross_entropy.delta, softmax_cross_entropy.fn))
+        return {"forward": jax.jacfwd(delta)(out), "reverse": jax.jacrev(delta)(out), "Hessian": jax.hessian(fn)(out)}
+
+    for mode, found in derivatives(out, np.arange(3)).items():
+        np.testing.assert_allclose(found, truth, atol=1e-14, err_msg=mode)
 
 
 def test_infinite_logits_have_their_limits():
     inf = np.inf
-    out = jnp.array([[inf, 0, 1], [0, -inf, 0], [inf, 0, 1]])
-    hard, soft = jnp.array([0, 0, 1]), jnp.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0]])
-    for y in hard, soft:
-        np.testing.assert_allclose(softmax_cross_entropy.fn(out, y), [0, np.log(2), inf], rtol=1e-6)
-        for delta in softmax_cross_entropy.delta(out, y), jax_delta(softmax_cross_entropy, out, y):
+    out = [[inf, 0, 1], [0, -inf, 0], [inf, 0, 1]]
+    two = [[inf, inf, 0]] * 3  # has no limit
+    for y in np.array([0, 0, 1]), np.eye(3)[[0, 0, 1]]:
+        value, *deltas, p = evaluated(softmax_cross_entropy, out, y)
+        np.testing.assert_allclose(value, [0, np.log(2), inf], rtol=1e-6)
+        for delta in deltas:
             np.testing.assert_allclose(delta, [[0, 0, 0], [-0.5, 0, 0.5], [1, -1, 0]])
-    np.testing.assert_allclose(softmax_cross_entropy.predict(out), [[1, 0, 0], [0.5, 0, 0.5], [1, 0, 0]])
-    two = jnp.array([[inf, inf, 0]])  # has no limit
-    for y in jnp.array([0]), jnp.array([[1.0, 0, 0]]):
-        assert np.isnan(softmax_cross_entropy.fn(two, y)).all()
-        assert np.isnan(softmax_cross_entropy.delta(two, y)).any()
-    out, y = jnp.array([[inf], [-inf], [inf], [-inf]]), jnp.array([[1.0], [0.0], [0.0], [1.0]])
-    np.testing.assert_allclose(sigmoid_cross_entropy.fn(out, y), [0, 0, inf, inf])
-    for delta in sigmoid_cross_entropy.delta(out, y), jax_delta(sigmoid_cross_entropy, out, y):
+        np.testing.assert_allclose(p, [[1, 0, 0], [0.5, 0, 0.5], [1, 0, 0]])
+        value, delta, *_ = evaluated(softmax_cross_entropy, two, y)
+        assert np.isnan(value).all()
+        assert np.isnan(delta).any(-1).all()
+    out, y = [[inf], [-inf], [inf], [-inf]], [[1.0], [0.0], [0.0], [1.0]]
+    value, *deltas, _ = evaluated(sigmoid_cross_entropy, out, y)
+    np.testing.assert_allclose(value, [0, 0, inf, inf])
+    for delta in deltas:
         np.testing.assert_allclose(delta, [[0], [0], [1], [-1]])
 
 
@@ -171,7 +195,13 @@ def test_the_gradient_with_respect_to_targets(loss):
     rng = np.random.default_rng(0)
     out = rng.normal(size=(4, 3)).astype(np.float32)
     y = np.array([[0, 1, 0], [0.5, 0, 0.5], [0, 0, 0], [0.2, 0.3, 0.9]], np.float32)
-    by_jax = jax.grad(lambda y: loss.fn(out, y).sum())(y)
+
+    @jax.jit
+    def derivatives(out, y, t):
+        return (jax.grad(lambda y: loss.fn(out, y).sum())(y), jax.jvp(lambda y: loss.delta(out, y), (y,), (t,))[1],
+                jax.jvp(lambda y: jax_delta(loss, out, y), (y,), (t,))[1])  # fmt: skip
+
+    by_jax, by_hand, mixed = derivatives(out, y, np.cos(y))
     exact = out.astype(np.float64)
     truth = {
         "softmax_cross_entropy": np.log(np.exp(exact).sum(-1, keepdims=True)) - exact,
@@ -179,20 +209,19 @@ def test_the_gradient_with_respect_to_targets(loss):
         "squared_error": 2 * (y - exact),
     }[loss.name]
     np.testing.assert_allclose(by_jax, truth, rtol=1e-5)
-    by_hand = jax.jvp(lambda y: loss.delta(out, y), (y,), (jnp.cos(y),))[1]
-    mixed = jax.jvp(lambda y: jax_delta(loss, out, y), (y,), (jnp.cos(y),))[1]
     np.testing.assert_allclose(by_hand, mixed, atol=1e-6)
 
 
 def test_soft_targets_need_not_sum_to_one():
-    out, y = jnp.zeros((1, 2)), jnp.array([[3.0, 1.0]])
-    np.testing.assert_allclose(softmax_cross_entropy.delta(out, y), [[-1.0, 1.0]])  # 4 * 1/2 - y
+    delta = evaluated(softmax_cross_entropy, np.zeros((3, 3)), [[3.0, 1, 0.5]] * 3)[1]
+    np.testing.assert_allclose(delta, [[-1.5, 0.5, 1.0]] * 3)  # 4.5 * 1/3 - y
 
 
 def test_predictions():
-    out = jnp.array([[0.0, np.log(3.0)]])
-    np.testing.assert_allclose(softmax_cross_entropy.predict(out), [[0.25, 0.75]], rtol=1e-6)
-    np.testing.assert_allclose(sigmoid_cross_entropy.predict(out), [[0.5, 0.75]], rtol=1e-6)
+    out = np.log(np.array([[1.0, 3, 4]] * 3, np.float32))
+    y = np.array([0, 0, 0])
+    np.testing.assert_allclose(evaluated(softmax_cross_entropy, out, y)[3], [[1 / 8, 3 / 8, 1 / 2]] * 3, rtol=1e-6)
+    np.testing.assert_allclose(evaluated(sigmoid_cross_entropy, out, y)[3], [[1 / 2, 3 / 4, 4 / 5]] * 3, rtol=1e-6)
     assert squared_error.predict(out) is out
 
 

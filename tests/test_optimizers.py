@@ -65,35 +65,53 @@ def problem():
 apply_updates = jax.jit(optimizers.apply_updates)
 
 
-def steps(optimizer, params, gradients):
-    """The updates that a sequence of gradients brings about, and where they lead."""
-    update, state = jax.jit(optimizer.update), optimizer.init(params)
-    for grads in gradients:
-        updates, state = update(grads, state, params)
-        params = apply_updates(params, updates)
-        yield updates, params
+def steps(named, problem, n):
+    """The updates that the same `n` gradients make each of the optimizers do, and where they lead: one program for all.
 
-
-def assert_equal_steps(ours, theirs, problem, n=20):
-    """The same gradients to both: fed back, the smallest difference would grow from step to step."""
+    Fed back, the smallest difference would grow from step to step.
+    """
     params, x, y = problem
-    gradients = [funcnet.backward(jax.tree.map(lambda p, i=i: p * (1 + i / n), params), x, y) for i in range(n)]
-    for a, b in zip(steps(ours, params, gradients), steps(theirs, params, gradients), strict=True):
-        assert max(oracle.errors_in_eps(a, b)) <= 8
+
+    @jax.jit
+    def step(grads, ends):
+        done = {}
+        for name, optimizer in named.items():
+            params, state = ends[name]
+            updates, state = optimizer.update(grads, state, params)
+            done[name] = updates, (optimizers.apply_updates(params, updates), state)
+        return {name: updates for name, (updates, _) in done.items()}, {name: end for name, (_, end) in done.items()}
+
+    ends = jax.jit(lambda params: {name: (params, optimizer.init(params)) for name, optimizer in named.items()})(params)
+    seen = {name: [] for name in named}
+    for i in range(n):
+        grads = funcnet.backward(jax.tree.map(lambda p, i=i: p * (1 + i / n), params), x, y)
+        updates, ends = step(grads, ends)
+        for name in named:
+            seen[name].append(jax.tree.map(np.asarray, (updates[name], ends[name][0])))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def walks(problem):
+    """Those of all pairs, alone and each in a chain of optax's."""
+    both = {(name, i): optimizer for name, pair in PAIRS.items() for i, optimizer in enumerate(pair)}
+    chains = {key: optax.chain(optax.clip_by_global_norm(0.1), optimizer) for key, optimizer in both.items()}
+    with jax.numpy_dtype_promotion("standard"):
+        return steps(both, problem, 20), steps(chains, problem, 5)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_equals_optax_step_by_step(name, problem):
-    assert_equal_steps(*PAIRS[name], problem)
+def test_equals_optax_step_by_step(name, walks):
+    assert max(oracle.errors_in_eps(walks[0][name, 0], walks[0][name, 1])) <= 8
 
 
 def test_adam_is_kingma_and_ba_s_algorithm():
     grads = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
     optimizer = optimizers.adam(0.1)
-    state = optimizer.init(jnp.zeros(5))
+    update, state = jax.jit(optimizer.update), optimizer.init(np.zeros(5, np.float32))
     m = s = np.zeros(5)
     for t, g in enumerate(grads, 1):
-        updates, state = optimizer.update(jnp.asarray(g), state)
+        updates, state = update(g, state)
         m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g.astype(float) ** 2
         expected = -0.1 * (m / (1 - 0.9**t)) / (np.sqrt(s / (1 - 0.999**t)) + 1e-8)
         np.testing.assert_allclose(updates, expected, rtol=1e-4)  # float32's 1 - 0.999^t, as in optax
@@ -101,9 +119,8 @@ def test_adam_is_kingma_and_ba_s_algorithm():
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_chain_of_optax_takes_ours(name, problem):
-    ours, theirs = (optax.chain(optax.clip_by_global_norm(0.1), optimizer) for optimizer in PAIRS[name])
-    assert_equal_steps(ours, theirs, problem, 5)
+def test_a_chain_of_optax_takes_ours(name, walks):
+    assert max(oracle.errors_in_eps(walks[1][name, 0], walks[1][name, 1])) <= 8
 
 
 @pytest.mark.parametrize("name", ["adam", "momentum", "adamw"])
@@ -126,46 +143,60 @@ def test_a_momentum_and_a_decay_may_be_traced(problem):
         state = optimizer.init(params)
         return optimizer.update(grads, optimizer.update(grads, state, params)[1], params)[0]
 
-    for make in (partial(optimizers.sgd, 0.1), partial(optimizers.adamw, 0.1, 0.9, 0.999, 1e-8)):
-        many = jax.jit(jax.vmap(partial(updated, make)))(np.array([0.0, 0.5], np.float32))
-        for i, value in enumerate((0.0, 0.5)):
-            one = jax.jit(partial(updated, make, value))()
+    makes = partial(optimizers.sgd, 0.1), partial(optimizers.adamw, 0.1, 0.9, 0.999, 1e-8)
+    assert_traced_as_given([partial(updated, make) for make in makes], (0.0, 0.5))
+
+
+def assert_traced_as_given(functions, values):
+    """Many values in one `vmap`, and each as a number in the program."""
+
+    @jax.jit
+    def everything(traced):
+        return [(jax.vmap(function)(traced), [function(value) for value in values]) for function in functions]
+
+    for many, alone in jax.tree.map(np.asarray, everything(np.array(values, np.float32))):
+        for i, one in enumerate(alone):
             assert max(oracle.errors_in_eps(jax.tree.map(lambda u, i=i: u[i], many), one)) <= 8
 
 
 def test_a_learning_rate_may_be_traced(problem):
     params, x, y = problem
 
-    def updated(lr, name):
-        optimizer = getattr(optimizers, name)(lr)
-        return optimizer.update(funcnet.backward(params, x, y), optimizer.init(params), params)[0]
+    grads = funcnet.backward(params, x, y)
 
-    rates = np.array([0.1, 0.2], np.float32)
-    for name in ("sgd", "rmsprop", "adam", "adamw"):
-        many = jax.tree.map(np.asarray, jax.jit(jax.vmap(partial(updated, name=name)))(rates))
-        for i, lr in enumerate((0.1, 0.2)):
-            alone = jax.jit(partial(updated, lr, name))()  # a number in the program
-            assert max(oracle.errors_in_eps(jax.tree.map(lambda u, i=i: u[i], many), alone)) <= 8
+    def updated(name, lr):
+        optimizer = getattr(optimizers, name)(lr)
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    assert_traced_as_given([partial(updated, name) for name in ("sgd", "rmsprop", "adam", "adamw")], (0.1, 0.2))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_half_precision_parameters_are_updated_in_float32(dtype):
-    params = funcnet.init(jax.random.key(0), (4, 3), dtype=dtype)
-    for name in ("sgd", "rmsprop", "adam", "adamw"):
-        optimizer = getattr(optimizers, name)(jnp.float32(0.1))
-        updates, state = optimizer.update(params, optimizer.init(params), params)
-        moved = optimizers.apply_updates(params, updates)
-        assert all(p.dtype == dtype and np.isfinite(p.astype(np.float32)).all() for p in jax.tree.leaves(moved))
+    params = oracle.network(0, (4, 3), dtype)
+    still = jax.tree.map(np.zeros_like, params)  # eps = 1e-8 is 0 in float16
+
+    @jax.jit
+    def updated(name_by_lr, params):
+        done = {}
+        for name, lr in name_by_lr.items():
+            optimizer = getattr(optimizers, name)(lr)
+            updates, state = optimizer.update(params, optimizer.init(params), params)
+            done[name] = updates, state, optimizers.apply_updates(params, updates)
+        return done
+
+    rates = dict.fromkeys(("sgd", "rmsprop", "adam", "adamw"), np.float32(0.1))
+    for _, state, moved in updated(rates, params).values():
+        assert all(p.dtype == dtype and np.isfinite(np.float32(p)).all() for p in jax.tree.leaves(moved))
         assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state) if leaf.ndim)
-        still = jax.tree.map(jnp.zeros_like, params)  # eps = 1e-8 is 0 in float16
-        updates, _ = optimizer.update(still, optimizer.init(params), still)
-        assert all((u == 0).all() for u in jax.tree.leaves(updates))
+    for name, (updates, *_) in updated(rates, still).items():
+        assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates)), name
 
 
 def test_adamw_says_that_it_needs_params():
     optimizer = optimizers.adamw(1.0)
     with pytest.raises(ValueError, match="adamw: update needs params"):
-        optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))
+        optimizer.update(np.ones(2, np.float32), optimizer.init(np.ones(2, np.float32)))
 
 
 @pytest.mark.usefixtures("strict_promotion")
@@ -173,19 +204,20 @@ def test_the_average_is_a_mean_from_the_first_step_and_the_run_the_same(problem)
     params, *data = problem
     adam = optimizers.adam(0.1)
     optimizer = optimizers.averaged(adam, 0.7)
-    state, seen = optimizer.init(params), []
-    plain, plain_state = params, adam.init(params)
+    update, plain_update = jax.jit(optimizer.update), jax.jit(adam.update)
+    state, seen = jax.jit(optimizer.init)(params), []
+    plain, plain_state = params, jax.jit(adam.init)(params)
     for _ in range(5):
         grads = funcnet.backward(params, *data)
-        updates, state = optimizer.update(grads, state, params)
-        params = optimizers.apply_updates(params, updates)
+        updates, state = update(grads, state, params)
+        params = apply_updates(params, updates)
         seen.append(jax.tree.leaves(params))
         # 0.7^k of the parameters k updates ago, divided by the sum of that; the first ones are not among them.
         weights = 0.7 ** np.arange(len(seen))[::-1]
         for mean, *rows in zip(jax.tree.leaves(state.average), *seen, strict=True):
             np.testing.assert_allclose(mean, np.average(rows, 0, weights), rtol=1e-5, atol=1e-6)
-        updates, plain_state = adam.update(funcnet.backward(plain, *data), plain_state, plain)
-        plain = optimizers.apply_updates(plain, updates)
+        updates, plain_state = plain_update(funcnet.backward(plain, *data), plain_state, plain)
+        plain = apply_updates(plain, updates)
     for p, q in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True):
         np.testing.assert_array_equal(p, q)
 
@@ -214,26 +246,26 @@ def test_updates_are_rounded_once():
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
 def test_half_precision_within_optax(name, dtype):
-    """Its wrappers want updates in the dtypes of the gradients, in a step that is skipped and in one that is not."""
+    """Its wrappers want updates in the dtypes of the gradients, whether a step is skipped or not: tracing tells."""
     ours = getattr(optimizers, name)(0.1)
-    params = funcnet.init(jax.random.key(0), (4, 3), dtype=dtype)
+    params = oracle.network(0, (4, 3), dtype)
     for optimizer in (
         optax.apply_if_finite(ours, 3),
         optax.conditionally_transform(ours, lambda step: jnp.asarray(step) > 0),
         optax.chain(ours, optax.ema(0.9)),
         optax.MultiSteps(ours, 2),
     ):
-        state, update = optimizer.init(params), jax.jit(optimizer.update)
+        state = jax.eval_shape(optimizer.init, params)
         for _ in range(2):
-            updates, state = update(params, state, params)
+            updates, state = jax.eval_shape(optimizer.update, params, state, params)
             assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
 
 
 @pytest.mark.parametrize("dtype", [jnp.complex64, jnp.int32, jnp.bool_])
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
 def test_what_is_not_real_is_refused(name, dtype):
-    optimizer, params = getattr(optimizers, name)(0.1), jnp.ones(2, dtype)
-    state = optimizer.init(jnp.ones(2))
+    optimizer, params = getattr(optimizers, name)(0.1), np.ones(2, dtype)
+    state = optimizer.init(np.ones(2, np.float32))
     with pytest.raises(ValueError, match=f"has dtype {params.dtype}, expected a real floating one"):
         optimizer.update(params, state, params)
 
