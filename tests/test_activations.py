@@ -1,5 +1,6 @@
 """Each activation and its derivative, against formulas in NumPy and against JAX, at the edges above all."""
 
+import pickle
 from functools import partial
 
 import jax
@@ -181,3 +182,20 @@ def test_a_user_writes_one_in_a_line():
     _, by_hand, by_jax = _evaluated((square,), np.array([1.0, -3.0], np.float32))[0]
     np.testing.assert_array_equal(by_hand, [2, -6])
     np.testing.assert_array_equal(by_jax, [2, -6])
+
+
+def test_a_pickle_is_the_activation_itself_and_shows_its_name():
+    for act in (*activations.SHIPPED, leaky_relu(0.25)):
+        assert pickle.loads(pickle.dumps(act)) is act
+        assert repr(act) == act.name
+    own = Activation("mine", np.sin, np.add)
+    assert pickle.loads(pickle.dumps(own)) == own
+    assert repr(own) == "Activation('mine', ...)"
+    posing = Activation("relu", np.sin, np.add)
+    assert pickle.loads(pickle.dumps(posing)) == posing != activations.relu
+
+
+@pytest.mark.parametrize("functions", [("sin", np.add), (np.sin, None)])
+def test_an_activation_of_no_functions_is_refused(functions):
+    with pytest.raises(ValueError, match=r"mine: fn is .* and deriv .*, expected two functions"):
+        Activation("mine", *functions)

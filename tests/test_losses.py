@@ -1,6 +1,7 @@
 """Each loss and its delta, against NumPy in float64 and against JAX, at the edges above all."""
 
 import itertools
+import pickle
 from functools import partial
 
 import jax
@@ -234,3 +235,19 @@ def test_names_find_their_loss_or_those_there_are():
     assert losses.from_name("softmax_cross_entropy") is softmax_cross_entropy
     with pytest.raises(ValueError, match="unknown loss 'mse', expected one of softmax_cross_entropy, sigmoid"):
         losses.from_name("mse")
+
+
+def test_a_pickle_is_the_loss_itself_and_shows_its_name():
+    for loss in losses.SHIPPED:
+        assert pickle.loads(pickle.dumps(loss)) is loss
+        assert repr(loss) == loss.name
+    own = losses.Loss("mine", np.subtract, np.add, np.negative, takes="class logits")
+    assert pickle.loads(pickle.dumps(own)) == own
+    assert repr(own) == "Loss('mine', ...)"
+
+
+@pytest.mark.parametrize("wrong", ["fn", "delta", "predict"])
+def test_a_loss_of_no_functions_is_refused(wrong):
+    functions = {"fn": abs, "delta": abs, "predict": abs} | {wrong: "abs"}
+    with pytest.raises(ValueError, match=f"mine: {wrong} is 'abs', expected a function"):
+        losses.Loss("mine", **functions)
