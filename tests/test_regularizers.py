@@ -15,6 +15,7 @@ from funcnet import regularizers, testing, training
 from funcnet.optimizers import adam, adamw, apply_updates, averaged, sgd
 
 SIZES, KEY = (6, 9, 4), np.array([0, 1], np.uint32)
+APPLY = jax.jit(apply_updates)
 
 
 pytestmark = pytest.mark.usefixtures("not_optimized")
@@ -68,10 +69,11 @@ def test_rates_and_limits_are_numbers_of_any_kind(data):
         "radius": lambda r: regularizers.virtual_adversarial(key, params, *data, radius=r, probe=r)[0],
     }
     everything = lambda value: {name: function(value) for name, function in functions.items()}  # noqa: E731
-    want = everything(0.25)
-    for kind in SCALARS:
-        testing.assert_tree_close(everything(kind(0.25)), want, 0)
-    traced = jax.jit(jax.vmap(everything))(jnp.array([-1.0, np.nan, 0.25]))
+    values = [0.25, *(kind(0.25) for kind in SCALARS)]  # seen as what they are, in one program
+    want, *others = jax.jit(lambda: [everything(value) for value in values])()
+    for got in others:
+        testing.assert_tree_close(got, want, 0)
+    traced = jax.tree.map(np.asarray, jax.jit(jax.vmap(everything))(np.array([-1.0, np.nan, 0.25], np.float32)))
     testing.assert_tree_close(jax.tree.map(lambda leaf: leaf[2], traced), want, 16)
     for name, leaves in traced.items():
         assert all(any(np.isnan(leaf[i]).any() for leaf in jax.tree.leaves(leaves)) for i in (0, 1)), name
@@ -126,9 +128,11 @@ def test_what_is_no_rate_limit_or_key_is_named(call, said, data):
 @pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.key(0, impl="rbg"), np.array([0, 1], np.uint32)])
 def test_keys_of_every_kind(key, data):
     params = oracle.network(0, SIZES, np.float32)
-    mask = regularizers.dropout_masks(key, params, (500,), 0.5)[1]
+    draw = lambda key: regularizers.dropout_masks(key, params, (500,), 0.5)[1]  # noqa: E731
+    adversary = lambda key: regularizers.virtual_adversarial(key, params, *data, radius=0.5)[0]  # noqa: E731
+    mask, x = jax.tree.map(np.asarray, jax.jit(lambda key: (draw(key), adversary(key)))(key))
     assert np.mean(mask == 0) == pytest.approx(0.5, abs=0.05)
-    assert np.isfinite(regularizers.virtual_adversarial(key, params, *data, radius=0.5)[0]).all()
+    assert np.isfinite(x).all()
 
 
 class Pair(NamedTuple):
@@ -145,25 +149,32 @@ TREES = {
 }
 
 
+WRAPS = regularizers.limit_weights, regularizers.clip_by_global_norm
+
+
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("half", [False, True])
 def test_limits_take_any_tree_and_give_it_back(tree, half):
     """No limit at all changes nothing, to the bit; a limit is optax's, and NumPy's column by column."""
     rng, dtype = np.random.default_rng(0), jnp.bfloat16 if half else jnp.float32
-    make = lambda scale: TREES[tree](*(jnp.asarray(scale * rng.normal(size=n), dtype) for n in ((4, 3), 3)))  # noqa: E731
+    make = lambda scale: TREES[tree](*((scale * rng.normal(size=n)).astype(dtype) for n in ((4, 3), 3)))  # noqa: E731
     params, grads = make(1.0), make(3.0)
-    plain, optimizer = optax.sgd(0.1), optax.sgd(0.1)
-    free, _ = plain.update(grads, plain.init(params), params)
-    for wrap in (regularizers.limit_weights, regularizers.clip_by_global_norm):
-        for limit in (np.inf, jnp.float32(np.inf)):
-            updates, _ = wrap(optimizer, limit).update(grads, optimizer.init(params), params)
-            testing.assert_tree_close(updates, free, 0)
+    plain, limits = optax.sgd(0.1), (np.inf, jnp.float32(np.inf))
+    optimizers = {"free": plain, "chain": optax.chain(optax.clip_by_global_norm(0.7), plain)}
+    optimizers |= {(wrap, i): wrap(plain, limit) for wrap in WRAPS for i, limit in enumerate(limits)}
+    optimizers |= {"clipped": WRAPS[1](plain, 0.7), "limited": WRAPS[0](plain, 0.9)}
 
-    updates, _ = regularizers.clip_by_global_norm(optimizer, 0.7).update(grads, optimizer.init(params), params)
-    chain = optax.chain(optax.clip_by_global_norm(0.7), optimizer)
-    testing.assert_tree_close(updates, chain.update(grads, chain.init(params), params)[0], 4)
+    @jax.jit
+    def updates_of(params, grads):
+        return [optimizer.update(grads, optimizer.init(params), params)[0] for optimizer in optimizers.values()]
 
-    updates, _ = regularizers.limit_weights(optimizer, 0.9).update(grads, optimizer.init(params), params)
+    found = dict(zip(optimizers, updates_of(params, grads), strict=True))
+    for wrap in WRAPS:
+        for i in range(len(limits)):
+            testing.assert_tree_close(found[wrap, i], found["free"], 0)
+    testing.assert_tree_close(found["clipped"], found["chain"], 4)
+
+    updates, free = found["limited"], found["free"]
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     for p, u, f in zip(*map(jax.tree.leaves, (params, updates, free)), strict=True):
         p, moved, want = (np.asarray(a, np.float64) for a in (p, u, f))
@@ -174,17 +185,18 @@ def test_limits_take_any_tree_and_give_it_back(tree, half):
 
 def test_a_gradient_that_is_no_number_stays_one():
     """And one whose squares are infinite is clipped all the same."""
-    optimizer = regularizers.clip_by_global_norm(sgd(1.0), 1.0)
+    update, state = jax.jit(regularizers.clip_by_global_norm(sgd(1.0), 1.0).update), sgd(1.0).init(None)
     for bad in (np.nan, np.inf):
-        updates, _ = optimizer.update({"a": jnp.array([1.0, bad]), "b": jnp.ones(2)}, sgd(1.0).init(None))
+        updates, _ = update({"a": np.array([1.0, bad], np.float32), "b": np.ones(2, np.float32)}, state)
         assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(updates))
     for scale in (1e30, 1e-30):
         clip = regularizers.clip_by_global_norm(sgd(1.0), scale)
-        updates, _ = clip.update([jnp.array([3 * scale]), jnp.array([4 * scale])], sgd(1.0).init(None))
+        updates, _ = jax.jit(clip.update)([np.array([k * scale], np.float32) for k in (3, 4)], state)
         np.testing.assert_allclose(updates, [[-0.6 * scale], [-0.8 * scale]], rtol=1e-6)
-    params = [(jnp.full((2, 2), 1e30), jnp.ones(2)), (jnp.array([[np.nan, 3.0], [0.0, 4.0]]), jnp.ones(2))]
-    zero, limit = jax.tree.map(jnp.zeros_like, params), regularizers.limit_weights(sgd(1.0), 1e30)
-    limited = apply_updates(params, limit.update(zero, sgd(1.0).init(None), params)[0])
+    params = [(np.full((2, 2), 1e30), np.ones(2)), (np.array([[np.nan, 3.0], [0.0, 4.0]]), np.ones(2))]
+    params = jax.tree.map(np.float32, params)
+    zero, limit = jax.tree.map(np.zeros_like, params), regularizers.limit_weights(sgd(1.0), 1e30)
+    limited = APPLY(params, jax.jit(limit.update)(zero, state, params)[0])
     np.testing.assert_allclose(limited[0][0], np.full((2, 2), 1e30 * np.sqrt(0.5)), rtol=1e-6)
     np.testing.assert_array_equal(limited[1][0], [[np.nan, 3], [np.nan, 4]])
 
@@ -193,14 +205,14 @@ def test_a_gradient_that_is_no_number_stays_one():
 def test_weights_decay_alone_as_in_optax(mask, data):
     params = oracle.network(0, SIZES, np.float32)
     ours, theirs = adamw(1e-2, weight_decay=0.3, mask=mask), optax.adamw(1e-2, weight_decay=0.3, mask=mask)
-    states = ours.init(params), theirs.init(params)
+    states, update, expected_of = (ours.init(params), theirs.init(params)), jax.jit(ours.update), jax.jit(theirs.update)
     for _ in range(3):
         grads = funcnet.backward(params, *data)
-        updates = ours.update(grads, states[0], params)
+        updates = update(grads, states[0], params)
         with jax.numpy_dtype_promotion("standard"):
-            expected = theirs.update(grads, states[1], params)
+            expected = expected_of(grads, states[1], params)
         testing.assert_tree_close(updates[0], expected[0], 64)
-        states, params = (updates[1], expected[1]), apply_updates(params, updates[0])
+        states, params = (updates[1], expected[1]), APPLY(params, updates[0])
 
 
 @pytest.mark.parametrize("optimizer", [sgd(1.0), adam(0.5), optax.sgd(1.0)], ids=["sgd", "adam", "optax"])
@@ -210,9 +222,8 @@ def test_a_limit_on_weights_shortens_columns_and_nothing_else(optimizer, data):
     free, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     bound = regularizers.limit_weights(optimizer, limit)
     updates, _ = jax.jit(bound.update)(grads, bound.init(params), params)
-    apply = jax.jit(apply_updates)
     shortened = 0
-    for (W, b), (W_free, b_free) in zip(apply(params, updates), apply(params, free), strict=True):
+    for (W, b), (W_free, b_free) in zip(APPLY(params, updates), APPLY(params, free), strict=True):
         norms = np.linalg.norm(W_free, axis=0)
         np.testing.assert_allclose(np.linalg.norm(W, axis=0), np.minimum(norms, limit), rtol=1e-5)
         np.testing.assert_allclose(W, np.asarray(W_free) * np.minimum(1, limit / norms), rtol=1e-4, atol=1e-6)
@@ -220,9 +231,9 @@ def test_a_limit_on_weights_shortens_columns_and_nothing_else(optimizer, data):
         shortened += (norms > limit).sum()
     assert 0 < shortened < 13  # some are within, some are not
     at_rest = regularizers.limit_weights(sgd(0.0), limit)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = at_rest.update(zero, at_rest.init(zero), zero)
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))  # not NaN
+    zero = jax.tree.map(np.zeros_like, params)
+    updates, _ = jax.jit(at_rest.update)(zero, at_rest.init(zero), zero)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(updates))  # not NaN
 
 
 def test_wrapped_optimizers_nest_and_vmap(data):
@@ -235,8 +246,9 @@ def test_wrapped_optimizers_nest_and_vmap(data):
         state, _ = epoch(state, jax.random.key(1), *map(jnp.asarray, data))
         return state.opt_state.average
 
-    rates = jnp.array([0.1, 0.5, 1.0])
+    rates = np.array([0.1, 0.5, 1.0], np.float32)
     many, one = jax.jit(jax.vmap(run))(rates), jax.jit(run)
+    many = jax.tree.map(np.asarray, many)
     for i, lr in enumerate(rates):
         for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one(lr)), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
@@ -258,8 +270,8 @@ def test_the_virtual_adversary_finds_the_direction_that_changes_most(data):
     def make(**settings):
         return jax.jit(partial(regularizers.virtual_adversarial, **settings))(jax.random.key(1), params, x, y)
 
-    x2, y2, w2 = make(radius=0.01, probe=0.01, iterations=60)
-    r = np.asarray(x2[7:] - x) / 0.01
+    x2, y2, w2 = jax.tree.map(np.asarray, make(radius=0.01, probe=0.01, iterations=60))
+    r = (x2[7:] - x) / 0.01
     np.testing.assert_allclose(np.linalg.norm(r, axis=1), 1, rtol=1e-3)
     assert (np.abs(np.sum(r * top, 1)) > 0.98).all()
     np.testing.assert_array_equal(x2[:7], x)
@@ -267,10 +279,10 @@ def test_the_virtual_adversary_finds_the_direction_that_changes_most(data):
     np.testing.assert_allclose(y2[7:], p, rtol=1e-5)
     assert w2 is None
 
-    once = np.asarray(make(radius=0.5)[0][7:] - x)
+    once = np.asarray(make(radius=0.5)[0])[7:] - x
     d = np.array(jax.random.normal(jax.random.key(1), x.shape))
     d /= np.linalg.norm(d, axis=1, keepdims=True)
-    uphill = np.asarray(jax.grad(funcnet.objective, argnums=1)(params, x + 0.1 * d, p.astype(np.float32)))
+    uphill = np.asarray(jax.jit(jax.grad(funcnet.objective, argnums=1))(params, x + 0.1 * d, p.astype(np.float32)))
     np.testing.assert_allclose(once, 0.5 * uphill / np.linalg.norm(uphill, axis=1, keepdims=True), atol=1e-3)
     random = np.random.default_rng(1).normal(size=(200, *x.shape))
     random *= 0.5 / np.linalg.norm(random, axis=-1, keepdims=True)
@@ -283,8 +295,9 @@ def test_class_ids_of_one_output_are_its_targets():
     params, ids = oracle.network(0, (6, 1), np.float32), np.array([0, 1, 0])
     network = funcnet.Network(loss=funcnet.sigmoid_cross_entropy)
     x = np.ones((3, 6), np.float32)
-    y = regularizers.virtual_adversarial(jax.random.key(0), params, x, ids, None, network, radius=0.1)[1]
-    np.testing.assert_array_equal(y[:3, 0], ids)
+    make = jax.jit(partial(regularizers.virtual_adversarial, network=network, radius=0.1))
+    _, y, _ = make(jax.random.key(0), params, x, ids)
+    np.testing.assert_array_equal(np.asarray(y)[:3, 0], ids)
 
 
 def test_the_gradient_over_both_halves_is_that_of_loss_plus_divergence(data):
@@ -292,7 +305,7 @@ def test_the_gradient_over_both_halves_is_that_of_loss_plus_divergence(data):
     x, y = data
     params = oracle.network(0, SIZES, np.float32)
     x2, y2, _ = jax.jit(partial(regularizers.virtual_adversarial, radius=0.5))(jax.random.key(1), params, x, y)
-    p, moved = y2[7:], x2[7:]
+    p, moved = np.asarray(y2)[7:], np.asarray(x2)[7:]
 
     def paper(params):
         log_q = jax.nn.log_softmax(funcnet.forward(params, moved))
@@ -301,7 +314,7 @@ def test_the_gradient_over_both_halves_is_that_of_loss_plus_divergence(data):
 
     expected = jax.jit(jax.grad(paper))(params)
     for a, b in zip(jax.tree.leaves(funcnet.backward(params, x2, y2)), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(2 * a, b, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(2 * np.asarray(a), b, rtol=1e-4, atol=1e-6)
 
 
 def test_padding_stays_padding_in_an_augmented_epoch(data):
@@ -322,5 +335,5 @@ def test_padding_stays_padding_in_an_augmented_epoch(data):
 
 def test_a_sample_that_nothing_moves_stays(data):
     params = [(jnp.zeros((6, 4)), jnp.zeros(4))]
-    x2, _, _ = regularizers.virtual_adversarial(jax.random.key(0), params, *data, radius=0.5)
-    np.testing.assert_array_equal(x2[7:], data[0])
+    x2, _, _ = jax.jit(partial(regularizers.virtual_adversarial, radius=0.5))(jax.random.key(0), params, *data)
+    np.testing.assert_array_equal(np.asarray(x2)[7:], data[0])
