@@ -520,7 +520,7 @@ def absolute_error(slope):
 def test_a_loss_at_its_kinks(slope, ok, call):
     report = testing.check_loss(absolute_error(slope), class_ids=False)
     assert [row.leaf for row in report.rows if not row.ok] == ([] if ok else ["at ties, targets"])
-    params, x, _ = call
+    params, x = jax.tree.map(lambda a: np.round(4 * a) / 4, call[:2])  # exact, so that they tie in float64, too
     y = np.array(funcnet.forward(params, x))
     y[2:] += 1  # two samples at the kink
     report = testing.check_backward(params, x, y, Network(loss=absolute_error(slope)))
