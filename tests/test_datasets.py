@@ -673,6 +673,7 @@ def train_on(dataset, tmp_path, **settings):
 def test_fashion_mnist_trains_by_one_command(small_fashion, tmp_path, monkeypatch, capsys, not_optimized):
     """From a folder that is named, and from the cache."""
     folder = fill(tmp_path / "mine", small_fashion[1])
+    monkeypatch.setattr("train_mnist.draw", lambda *_: None)
     result = train_on("fashion", tmp_path, data_dir=folder, validation=2)
     assert result.confusion.shape == (10, 10)
     assert "Fashion-MNIST, 3 training images" in capsys.readouterr().err
@@ -697,7 +698,7 @@ def test_three_lines_train_on_own_arrays(tmp_path, not_optimized):
 
     ((x, y), test), names = datasets.load_arrays(path)
     state = training.init_state(funcnet.init(jax.random.key(0), (x.shape[1], len(names))), funcnet.adam(0.1))
-    state, _ = training.make_epoch(funcnet.adam(0.1), batch_size=1)(state, jax.random.key(1), x, y)
+    state, _ = jax.jit(training.make_epoch(funcnet.adam(0.1), batch_size=1))(state, jax.random.key(1), x, y)
 
     assert [names[k] for k in funcnet.predict(state.params, jnp.eye(3)).argmax(1)] == TEXT
     np.testing.assert_array_equal(funcnet.predict(state.params, test[0]).argmax(1), test[1])

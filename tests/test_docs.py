@@ -92,8 +92,7 @@ def test_a_page_s_own_blocks_run(page, hooks, tmp_path, monkeypatch):
         if block not in elsewhere or missing & set(defined(tree)):
             chosen.insert(0, block)
             missing = missing - set(defined(tree)) | used(tree)
-    trains = "make_epoch" in "".join(chosen)
-    with not_optimized() if trains else contextlib.nullcontext():
+    with not_optimized():
         run(chosen, page)
 
 

@@ -20,6 +20,8 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `exchan
 onnx = pytest.importorskip("onnx", reason="needs the extra `exchange`")
 torch = pytest.importorskip("torch", reason="needs the extra `exchange`")
 
+pytestmark = pytest.mark.usefixtures("not_optimized")
+
 helper, nn = onnx.helper, torch.nn
 ALL = (*activations.SHIPPED, activations.leaky_relu(1 / 3))
 SIZES = (6, 9, 8, 4)

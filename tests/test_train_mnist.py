@@ -69,8 +69,25 @@ EVERYTHING = {
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory):
-    return train(digits(tmp_path_factory.mktemp("everything"), **EVERYTHING))
+def everything_and_keys(tmp_path_factory):
+    """The run, and the keys that it split outside of a program, in order: each with those that came of it."""
+    split, drawn = jax.random.split, []
+
+    def recorded(key, *number):
+        keys = split(key, *number)
+        if not isinstance(keys, jax.core.Tracer):
+            parent, children = (np.asarray(jax.random.key_data(a)) for a in (key, keys))
+            drawn.append((bytes(parent), {*map(bytes, children)}))
+        return keys
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.random, "split", recorded)
+        return train(digits(tmp_path_factory.mktemp("everything"), **EVERYTHING)), drawn
+
+
+@pytest.fixture(scope="module")
+def everything(everything_and_keys):
+    return everything_and_keys[0]
 
 
 @pytest.fixture(scope="module")
@@ -189,22 +206,9 @@ def test_products_of_the_faster_dtype(tmp_path, monkeypatch, faster):
     jax.tree.map(np.testing.assert_array_equal, chosen.params, given.params)
 
 
-def test_views_have_a_key_of_their_own(tmp_path, everything, monkeypatch):
+def test_views_have_a_key_of_their_own(everything_and_keys):
     """It is drawn at the start, for them alone: no other keys come from it, and it is none of theirs."""
-    drawn = []
-    split = jax.random.split
-
-    def recorded(key, *number):
-        keys = split(key, *number)
-        if not isinstance(keys, jax.core.Tracer):
-            parent, children = (np.asarray(jax.random.key_data(a)) for a in (key, keys))
-            drawn.append((bytes(parent), {*map(bytes, children)}))
-        return keys
-
-    monkeypatch.setattr(jax.random, "split", recorded)
-    again = train(digits(tmp_path, **EVERYTHING))
-    assert again.scores == everything.scores
-    (_, first), *others, (key, views) = drawn
+    (_, first), *others, (key, views) = everything_and_keys[1]
     assert len(first) == 3
     assert len(views) == 2
     assert key in first
@@ -336,6 +340,7 @@ def test_a_run_is_repeated_from_its_config(tmp_path, everything):
     first = everything
     again = from_command_line(["--repeat", str(first.run_dir / "config.json"), "--run-dir", str(tmp_path / "again")])
     second = train(again)
+    assert second.scores == first.scores
     for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert again == dataclasses.replace(
