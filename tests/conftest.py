@@ -9,12 +9,7 @@ import platform
 import signal
 from pathlib import Path
 
-# The older of the CPU's two code generators compiles most programs in about half the time; what XLA_FLAGS says goes.
-os.environ["XLA_FLAGS"] = (
-    "--xla_cpu_use_fusion_emitters=false "
-    + os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # A program that was compiled once is read from there: by the next run, the other workers and the processes that tests
 # start. Of each machine its own, since a program is made for one kind of processor.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
