@@ -46,6 +46,7 @@ class Data(NamedTuple):
 
 
 DIGITS = tuple("0123456789")
+UPRIGHT = jax.jit(upright, static_argnames=("width", "image_shape"))  # one program, not one for each operation
 
 
 def load(config: Config) -> Data:
@@ -116,9 +117,8 @@ def find(config: Config) -> tuple[str, datasets.Dataset, tuple[str, ...]]:
 def as_seen(config: Config, images: np.ndarray) -> np.ndarray:
     """The images as the networks get to see them: upright, if that is asked for."""
     side = math.isqrt(images.shape[-1])
-    turned = jax.jit(upright, static_argnames=("width", "image_shape"))  # one program, not one for each operation
     sets = [
-        np.asarray(turned(jnp.asarray(images), width=width or None, image_shape=(side, side)))
+        np.asarray(UPRIGHT(jnp.asarray(images), width=width or None, image_shape=(side, side)))
         for width in config.upright
     ]
     return np.stack(sets) if len(sets) > 1 else sets[0] if sets else images
