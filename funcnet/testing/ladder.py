@@ -45,7 +45,7 @@ def judge(
     if jax.default_backend() != "cpu":
         fast = max(map(error_in_eps, as_arrays(by_hand(*args)), want, eps))
         notes.append(f"at the default precision of products on {jax.default_backend()}: {fast:.2g} eps")
-    rows = []
+    rows, gradients_at = [], _gradients_at(reference, args)
     for i, name in enumerate(names):
         dtype = want[i].dtype.name if compute_dtype is None else np.dtype(compute_dtype).name
         here = leaf_row(name, got[i], want[i], tolerance, eps[i], f"jax.grad in {dtype}")
@@ -55,7 +55,7 @@ def judge(
             here = _widen(here, i, wide, got[i], want[i], eps[i], floor, **settings)
         elif not here.ok and kinks and compute_dtype is None:
             leaf = np.asarray(jax.tree.leaves(args[0])[i], want[i].dtype)
-            here = _at_kinks(here, _gradient_at(reference, args, i), leaf, [(got[i], want[i], tolerance)], seed)
+            here = _at_kinks(here, gradients_at(i), leaf, [(got[i], want[i], tolerance)], seed)
         rows.append(here)
     if any(np.isnan(leaf).any() for leaf in want):
         notes.append("jax.grad has NaN: of those entries it is only compared that the gradient has, too")
@@ -71,7 +71,7 @@ class _Wide(NamedTuple):
     value: float
     leaves: list[np.ndarray]
     value_at: Callable[[int, np.ndarray], float]
-    gradient_at: Callable[[int], Callable[[np.ndarray, np.ndarray], np.ndarray]]
+    gradients_at: Callable[[int], Callable[[np.ndarray, np.ndarray], np.ndarray]]
 
 
 def _in_float64(fn, reference, by_hand, args) -> _Wide:
@@ -90,30 +90,32 @@ def _in_float64(fn, reference, by_hand, args) -> _Wide:
     with enable_x64(True):
         got, want = as_arrays(by_hand(*args64)), as_arrays(reference(*args64))
 
-    gradient_at = partial(_gradient_at, reference, args64)
-    return _Wide(got, want, as_arrays(reference(*args32)), float(value), as_arrays(leaves), value_at, gradient_at)
+    gradients_at = _gradients_at(reference, args64)
+    return _Wide(got, want, as_arrays(reference(*args32)), float(value), as_arrays(leaves), value_at, gradients_at)
 
 
-def _gradient_at(reference, args, i) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Some entries of the gradient with respect to the `i`-th leaf, where that is moved."""
+def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+    """Of the `i`-th leaf: some entries of the gradient with respect to it, where it is moved. One program for all."""
     leaves, tree = jax.tree.flatten(args[0])
 
-    def gradient(moved):
-        params = jax.tree.unflatten(tree, [*leaves[:i], moved, *leaves[i + 1 :]])
-        return jax.tree.leaves(reference(params, *args[1:]))[i]
+    def gradients(leaves):
+        return jax.tree.leaves(reference(jax.tree.unflatten(tree, leaves), *args[1:]))
 
-    compiled = jax.jit(gradient)
+    compiled = jax.jit(gradients)
 
-    def at(moved, entries):
-        with enable_x64(moved.dtype == np.float64):
-            moved = jnp.asarray(moved)
-            try:
-                found = compiled(moved)
-            except Exception:  # it branches on values
-                found = gradient(moved)
-        return np.asarray(found).ravel()[entries]
+    def of_leaf(i):
+        def at(moved, entries):
+            with enable_x64(moved.dtype == np.float64):
+                there = [*leaves[:i], jnp.asarray(moved), *leaves[i + 1 :]]
+                try:
+                    found = compiled(there)[i]
+                except Exception:  # it branches on values
+                    found = gradients(there)[i]
+            return np.asarray(found).ravel()[entries]
 
-    return at
+        return at
+
+    return of_leaf
 
 
 def _at_kinks(row, gradient_at, leaf, pairs, seed) -> Row:
@@ -157,7 +159,7 @@ def _widen(here, i, wide, got, want, eps, floor, *, tolerance, seed, stopped, ki
     if kinks and not row.ok:
         pairs = [] if here.ok else [(got, want, allowed)]
         pairs += [] if double.ok else [(got64, want64, max(allowed, FLOAT64_TOLERANCE / double_eps))]
-        row = _at_kinks(row._replace(rungs=""), wide.gradient_at(i), wide.leaves[i], pairs, seed)
+        row = _at_kinks(row._replace(rungs=""), wide.gradients_at(i), wide.leaves[i], pairs, seed)
         rungs.append(row.rungs.removeprefix(", "))
     complaint = ""
     if stopped:
