@@ -39,7 +39,7 @@ PARTS = {
     "datasets": ["idx", "arrays", "own_files", "__init__"],
     "exchange": ["checks", "torch_tensors", "torch_module", "torch", "sklearn", "onnx", "onnx_nodes", "from_onnx",
                  "stablehlo", "__init__"],
-    "checkpoints": ["fingerprints", "leaves", "damage", "__init__"],
+    "checkpoints": ["fingerprints", "leaves", "damage", "notes", "__init__"],
     "testing": ["trees", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
                 "__init__", "__main__"],
 }  # fmt: skip
