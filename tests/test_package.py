@@ -43,17 +43,8 @@ PARTS = {
     "testing": ["trees", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
                 "__init__", "__main__"],
 }  # fmt: skip
-INTERNAL = {
-    "arguments",
-    "batches",
-    "calls",
-    "clipping",
-    "described",
-    "extras",
-    "files",
-    "sweeps",
-    "table",
-}  # only others use them
+# Only others use them.
+INTERNAL = {"arguments", "batches", "calls", "clipping", "described", "extras", "files", "sweeps", "table"}
 MODULES = [f"funcnet.{name}" for name in ORDER]
 MODULES += [f"funcnet.{package}.{name}" for package in PARTS for name in PARTS[package] if name != "__init__"]
 
