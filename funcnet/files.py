@@ -22,13 +22,13 @@ _KINDS = {
 }
 
 
-def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path as people write it: `~` is the user's folder.
+def as_path(path: str | bytes | os.PathLike) -> Path:
+    """A path as people write it: `~` is the user's folder; bytes are decoded.
 
-    >>> as_path("~") == Path.home(), as_path("a/~b")
-    (True, PosixPath('a/~b'))
+    >>> as_path("~") == Path.home(), as_path("a/~b"), as_path(b"a")
+    (True, PosixPath('a/~b'), PosixPath('a'))
     """
-    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser fails for a user who is not there
+    return Path(os.path.expanduser(os.fsdecode(path)))  # noqa: PTH111  Path.expanduser fails for a user who is not there
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

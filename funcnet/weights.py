@@ -18,16 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet import activations, losses
-from funcnet.activations import Activation
 from funcnet.arguments import check_network, check_params
+from funcnet.datasets.arrays import check_unmasked
+from funcnet.described import described, from_described
 from funcnet.extras import import_extra
 from funcnet.files import as_path, open_regular, write_atomically
-from funcnet.network import Network, Params
+from funcnet.network import Network, Params, describe
 
 __all__ = ["load", "load_metadata", "save"]
 
 FORMAT = "funcnet 1"
+_RESERVED = ("format", "hidden", "output", "loss", "compute_dtype")  # metadata of our own
 _DTYPES = {"F16": np.float16, "BF16": jnp.bfloat16, "F32": np.float32, "F64": np.float64}
 
 
@@ -47,11 +48,11 @@ def save(
       params: float16, bfloat16, float32 or float64.
       network: what they were trained with. An activation or loss of your own is kept by its name alone: bring it again
         in `load`.
-      metadata: more text to keep with them.
+      metadata: more text to keep with them, under other names than format, hidden, output, loss and compute_dtype.
 
     Raises:
-      ValueError: `params` is not `[(W, b), ...]`, the metadata is not text, or a function of your own has the name of a
-        shipped one.
+      ValueError: `params` is not `[(W, b), ...]`, or entries of it are masked; the metadata is not text, or says
+        something else of the network; or a function of your own has the name of a shipped one.
       OSError: the file cannot be written; what was there is left as it was.
       ImportError: safetensors is not installed; names the extra that brings it.
 
@@ -64,10 +65,10 @@ def save(
     check_params(params)
     check_network(network)
     network.activations(len(params))  # as many as there are layers
-    metadata = (metadata or {}) | _described(network) | {"format": FORMAT}
-    for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise ValueError(f"metadata[{key!r}] is {value!r}, expected text for both key and value")
+    for l, layer in enumerate(params, 1):
+        for name, leaf in zip("Wb", layer, strict=True):
+            check_unmasked(f"layer {l}: {name}", leaf)
+    metadata = _checked(metadata, described(network) | {"format": FORMAT})
     tensors = {
         f"layer{l}.{name}": np.ascontiguousarray(leaf)  # safetensors writes a Fortran-order array scrambled
         for l, layer in enumerate(params, 1)
@@ -118,7 +119,7 @@ def load(
             params = _pairs([_announced(name, tensor) for name, tensor in zip(names, shapes, strict=True)])
             check_params(params)
             _check_size(params, sizes, max_bytes)
-            network = _network(metadata, network)
+            network = from_described(metadata, network)
             network.activations(len(params))
             return _pairs([jnp.asarray(file.get_tensor(name)) for name in names]), network
         except ValueError as error:
@@ -203,51 +204,16 @@ def _check_size(params, sizes, max_bytes) -> None:
         )
 
 
-def _described(network) -> dict[str, str]:
-    """A network's settings as text."""
-    one = isinstance(network.hidden, Activation)
-    for f in (network.hidden,) if one else network.hidden:
-        _named(f)
-    hidden = network.hidden.name if one else json.dumps([f.name for f in network.hidden])
-    described = {"hidden": hidden, "output": _named(network.output), "loss": _named(network.loss)}
-    return described | ({} if network.compute_dtype is None else {"compute_dtype": str(network.compute_dtype)})
-
-
-def _named(f) -> str:
-    """The name of an activation or loss, by which it is found again."""
-    try:
-        (activations if isinstance(f, Activation) else losses).from_name(f.name)
-    except ValueError:
-        return f.name  # of the caller's own
-    if not (activations.is_shipped(f) if isinstance(f, Activation) else f in losses.SHIPPED):
-        raise ValueError(f"{f.name} is a function of your own with the name of a shipped one: give it another name")
-    return f.name
-
-
-def _network(metadata, network) -> Network:
-    """The network that a file describes, or the caller's, if it is of the same names."""
-    names = ("hidden", "output", "loss")
-    kept = {name: metadata[name] for name in (*names, "compute_dtype") if name in metadata}
-    whole = {*names} <= kept.keys()
-    if network is not None:
-        check_network(network)
-        given = {"compute_dtype": "None"} | _described(network)
-        for name, value in (({"compute_dtype": "None"} if whole else {}) | kept).items():
-            if given[name] != value:
-                raise ValueError(
-                    f"the file has the {name} {value}, but the network is given with {given[name]}; to use another, "
-                    "load the file without one and replace it"
-                )
-        return network
-    if not whole:
-        raise ValueError(
-            "the file does not name its activations and loss: load(path, Network(...)) says which they are"
-        )
-    try:
-        names = json.loads(kept["hidden"]) if kept["hidden"].startswith("[") else kept["hidden"]
-        many = isinstance(names, list)
-        hidden = tuple(map(activations.from_name, names)) if many else activations.from_name(names)
-        output, loss = activations.from_name(kept["output"]), losses.from_name(kept["loss"])
-    except ValueError as error:
-        raise ValueError(f"{error}; bring one of your own by load(path, Network(...))") from error
-    return Network(hidden, output, loss, kept.get("compute_dtype"))
+def _checked(metadata, ours) -> dict[str, str]:
+    """The metadata and what describes the network, if neither says something else in the place of the other."""
+    if not isinstance(metadata, dict | None):
+        raise ValueError(f"metadata is {describe(metadata)}, expected a dictionary of text, {{'run': '7'}} say")
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ValueError(f"metadata[{key!r}] is {value!r}, expected text for both key and value")
+        if key in _RESERVED and ours.get(key) != value:
+            raise ValueError(
+                f"metadata[{key!r}] is {value!r:.80}, but {', '.join(_RESERVED)} are kept for the network, which "
+                f"{f'has {ours[key]!r} there' if key in ours else 'has none'}: give the text another name"
+            )
+    return (metadata or {}) | ours

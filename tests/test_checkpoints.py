@@ -146,6 +146,42 @@ def test_numbers_and_keys_of_every_kind_come_back(tmp_path):
     assert draw[:2] == draw[2:]
 
 
+def test_arrays_of_no_numbers_come_back(tmp_path):
+    """Orbax stores none: a hidden layer of no units."""
+    tree = {"params": [(jnp.ones((4, 0)), jnp.ones(0)), (jnp.ones((0, 3)), jnp.arange(3.0))]}
+    with checkpoints.open_folder(tmp_path) as folder:
+        checkpoints.save(folder, 0, tree | {"keys": jax.random.split(jax.random.key(0), 0), "n": 7})
+        like = jax.tree.map(jnp.zeros_like, tree)
+        found = checkpoints.restore(folder, like | {"keys": jax.random.split(jax.random.key(1), 0), "n": 0}).tree
+        part = checkpoints.restore(folder, like, number=0, part=True).tree
+        with pytest.raises(ValueError, match=r"params/0/0 is float32\[4, 0\], expected bfloat16\[4, 0\]"):
+            checkpoints.restore(folder, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), like), number=0, part=True)
+    assert (found.pop("n"), found.pop("keys").shape) == (7, (0,))
+    assert_same_bits(found, tree)
+    assert_same_bits(part, tree)
+
+
+@pytest.mark.parametrize(
+    ("tree", "notes", "message"),
+    [
+        ([jnp.ones(2)], {1: "a", "1": "b"}, "notes has the key 1, expected text: JSON would make it that, '1' say"),
+        ([jnp.ones(2)], {"a": [{None: 1}]}, r"notes\['a'\]\[0\] has the key None, expected text"),
+        ([jnp.ones(2)], {"sizes": (4, 3)}, r"notes\['sizes'\] is the tuple \(4, 3\), which would come back as a list"),
+        ({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}, {}, r"tree\['a/b'\] has the name a/b, and so has another leaf"),
+        ([np.ma.masked_array([1.0, 2.0], [0, 1])], {}, r"tree\[0\]\[1\] is masked, expected values"),
+    ],
+)
+def test_what_would_come_back_as_something_else_is_refused(tmp_path, tree, notes, message):
+    with checkpoints.open_folder(tmp_path) as folder:
+        with pytest.raises(ValueError, match=message):
+            checkpoints.save(folder, 0, tree, notes)
+        checkpoints.save(folder, 0, [jnp.ones(2)], {"loss": [float("nan"), True, None, 0.1, "x"]})
+        checkpoints.wait(folder)
+        found = checkpoints.restore(folder, [jnp.zeros(2)]).notes["loss"]
+    assert np.isnan(found[0])
+    assert found[1:] == [True, None, 0.1, "x"]
+
+
 def test_a_part_or_an_older_one(tmp_path):
     saved(tmp_path)
     params = a_state().params

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from mnist.data import load
 from mnist.settings import Config
+from numpy.dtypes import StringDType
 from train_mnist import train
 
 import funcnet
@@ -398,6 +399,9 @@ TEXT = ["bee", "ant", "cow"]
         ([TEXT[k] for k in IDS], [(1, 0, 2)[k] for k in IDS], ("ant", "bee", "cow")),
         (np.array(TEXT, object)[Y], [(1, 0, 2)[k] for k in IDS], ("ant", "bee", "cow")),
         (np.array(TEXT, "S3")[Y], [(1, 0, 2)[k] for k in IDS], ("ant", "bee", "cow")),
+        (np.array(TEXT, StringDType())[Y], [(1, 0, 2)[k] for k in IDS], ("ant", "bee", "cow")),
+        ([" ant"[k % 2 :] if k < 2 else "none" for k in IDS], [k // 2 for k in IDS], ("ant", "none")),
+        (np.ma.masked_array(Y, mask=False), IDS, "012"),
     ],
 )
 def test_labels_that_people_have(y, expected, names):
@@ -428,6 +432,15 @@ def with_one(value, dtype=None):
         (np.zeros(20, int), "all labels are '0', expected at least two classes"),
         (["one", "two", "", "one"] * 5, r"y\[2\] is empty, expected a label for each sample"),
         (["one"] * 20, "all labels are 'one', expected at least two classes"),
+        *(
+            (["one", "two", missing, "one"] * 5, rf"y\[2\] is {missing.strip() or 'empty'}, expected a label for each")
+            for missing in ("nan", "NaN", " NA", "<NA>", "null", "None", " ")
+        ),
+        (["one", np.nan] * 10, r"y\[1\] is nan, expected a label for each sample: drop those without"),
+        (np.array(["one", None] * 10, object), r"y\[1\] is None, expected a label for each sample"),
+        (np.array(["one", None] * 10, StringDType(na_object=None)), r"y\[1\] is None, expected a label for each"),
+        (np.array(["one", np.nan] * 10, StringDType(na_object=np.nan)), r"y\[1\] is nan, expected a label for each"),
+        (np.ma.masked_array(Y, np.arange(20) == 7), r"y\[7\] is masked, expected values: .filled\(value\) puts some"),
         (np.eye(3)[Y] / 2, r"y has shape \(20, 3\), expected one label per sample, \(N,\), or one-hot rows"),
         (Y.reshape(5, 4), r"y has shape \(5, 4\), expected one label per sample"),
         (Y.reshape(5, 4, 1), r"y has shape \(5, 4, 1\), expected \(N,\)"),
@@ -481,6 +494,12 @@ def test_inputs_that_people_have(x, scaled):
 @pytest.mark.parametrize(
     ("x", "x_test", "message"),
     [
+        (
+            np.ma.masked_array(X, np.broadcast_to(np.arange(4) == 3, X.shape)),
+            None,
+            r"x\[0, 0, 3\] is masked, expected values: .filled\(value\) puts",
+        ),
+        (X, np.ma.masked_greater(X, 99), r"x_test\[0, 0, 0\] is masked, expected values"),
         (np.ones(20), None, r"x has shape \(20,\), expected \(N, ...\), a row for each sample: x\[:, None\], if each"),
         (np.ones((20, 0)), None, r"x has shape \(20, 0\), expected \(N, ...\)"),
         (X.astype(object), None, "x has dtype object, expected numbers"),
@@ -619,6 +638,7 @@ def test_a_mutated_file_of_arrays_is_one_clear_error(tmp_path):
         (IDS, "012"),
         ([float(k) for k in IDS], "012"),
         ([f'"{TEXT[k]}, the"' for k in IDS], [f"{t}, the" for t in sorted(TEXT)]),
+        ([f"{k}_0" for k in IDS], ["0_0", "1_0", "2_0"]),  # to Python numbers
     ],
 )
 @pytest.mark.parametrize("start", ["", "\ufeff"])  # a spreadsheet's mark
@@ -630,7 +650,7 @@ def test_a_table_of_text(tmp_path, labels, names, start):
     header = ",".join(["a", "Label", *(f"pixel{i}" for i in range(15))])
     (tmp_path / "own.csv").write_text("\n".join([start + header, *rows]), encoding="utf-8")
     (train, test), got = datasets.load_arrays(tmp_path / "own.csv")
-    expected = datasets.from_arrays(X, labels if "1" in names else [t.strip('"') for t in labels])[0]
+    expected = datasets.from_arrays(X, labels if names == "012" else [t.strip('"') for t in labels])[0]
     assert got == tuple(names)
     for part, (x, y) in zip((train, test), expected, strict=True):
         np.testing.assert_array_equal(part[0], x)
@@ -649,7 +669,22 @@ def test_a_table_of_text(tmp_path, labels, names, start):
         ("own.csv", "", "the first line is '', expected names of columns"),
         ("own.csv", "y,a\n", "holds no samples"),
         ("own.csv", "y,a\n0,1\n1,x\n", "could not convert string 'x' to float64 at row 1, column 2"),
-        ("own.csv", "y,a,b\n0,1,2\n1,2\n", ""),
+        ("own.csv", "y,a,b\n0,1,2\n1,2\n", "line 3 has 2 fields, expected 3 as in the first line"),
+        (
+            "own.csv",
+            "a,b,y\n1,5,0,7,0\n2,5,0,8,1\n",
+            "line 2 has 5 fields, expected 3 as in the first line: decimal comm",
+        ),
+        ("own.csv", 'a,b,y\n1,5,"0\n1"\n\n2,5,0,1\n', "line 5 has 4 fields, expected 3"),
+        ("own.csv", ",a,y\n0,7,0\n1,8,1\n", r"column 1 of the first line is '', .*to_csv\(path, index=False\)"),
+        (
+            "own.csv",
+            "Unnamed: 0,a,y\n0,7,0\n1,8,1\n",
+            "column 1 of the first line is 'Unnamed: 0', expected a name: was",
+        ),
+        ("own.csv", "a, a,y\n0,7,0\n1,8,1\n", "the first line has 'a' twice, expected another name for each column"),
+        ("own.csv", "a,b,y\n1,3,nan\n1,2,0\n", r"y\[0\] is nan, expected a label for each sample"),
+        ("own.csv", f"a,y\n1,{'x' * 200_000}\n", "line 2: field larger than field limit"),
         ("own.csv", "y,a\n0,1\n1,\n", "could not convert string '' to float64"),
         ("own.csv", b"y,a\n0,\xff\n", ""),
         ("own.parquet", "PAR1", r"expected a \.npz or \.csv file, or a folder .* from_arrays\(x, y\) takes at once"),

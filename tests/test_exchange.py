@@ -225,6 +225,27 @@ class TestWhatSklearnHasNot:
             with pytest.raises(ValueError, match=r"expected a.*fitted MLPClassifier"):
                 exchange.from_sklearn(estimator)
 
+    @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+    def test_one_that_predicts_otherwise_than_its_weights(self):
+        class Sharper(MLPClassifier):
+            def predict_proba(self, X):
+                return np.asarray(super().predict_proba(X)) ** 2
+
+        class Shifted(MLPRegressor):
+            def predict(self, X):
+                return np.asarray(super().predict(X)) + 1e-6
+
+        for kind, ours, theirs, method in (
+            ("multi-class", Sharper, MLPClassifier, "predict_proba"),
+            ("binary", Sharper, MLPClassifier, "predict_proba"),
+            ("one value", Shifted, MLPRegressor, "predict"),
+        ):
+            estimator = theirs(hidden_layer_sizes=(3,), solver="lbfgs", max_iter=5).fit(*sklearn_data(kind))
+            exchange.from_sklearn(estimator)
+            estimator.__class__ = ours
+            with pytest.raises(ValueError, match=rf"whose {method} on random inputs gives something else than its we"):
+                exchange.from_sklearn(estimator)
+
     def test_float64_is_not_rounded_silently(self):
         estimator = exchange.to_sklearn(self.params)
         with pytest.raises(ValueError, match="set jax_enable_x64"):
@@ -256,6 +277,7 @@ EXPORTS = {
         (None, "params is None of type NoneType, expected a list"),
         (np.ones((1, 2, 3)), r"params is an array of shape \(1, 2, 3\), expected a list"),
         ([np.ones((3, 2))], r"layer 1: params\[0\] is an array of shape \(3, 2\), expected a pair"),
+        ([(np.ma.masked_array(np.ones((3, 2)), np.eye(3, 2)), np.ones(2))], r"layer 1: W\[0, 0\] is masked, expected"),
         ([(np.ones((3, 2), int), np.ones(2, int))], "layer 1: W has dtype int64, expected one floating dtype"),
     ],
 )

@@ -125,8 +125,9 @@ class TestWritten:
             exchange.to_onnx(path.parent / "no" / "model.onnx", params)
         assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
         monkeypatch.setenv("HOME", str(path.parent))
-        exchange.to_onnx("~/home.onnx", params)
-        assert bits(exchange.from_onnx("~/home.onnx")[0]) == bits(params)
+        for name in ("~/home.onnx", b"~/bytes.onnx"):
+            exchange.to_onnx(name, params)
+            assert bits(exchange.from_onnx(os.fsdecode(name))[0]) == bits(params)
 
 
 def exported(model, x, **settings):
@@ -162,6 +163,15 @@ OUT = ("Gemm", ["x", W, b], "o")
 
 def between(*nodes, **settings):
     return chain(GEMM, *nodes, LAST, **settings)
+
+
+def open_rank_3(axis, **settings):
+    """A layer and a softmax at every step of `(N, T, 6)`."""
+    softmax = ("Softmax", ["o"], "y", {} if axis is None else {"axis": axis})
+    model = chain(("MatMul", ["x", W], "o"), softmax, shape=["T", 6], n_out=8, **settings)
+    for value, n in ((model.graph.input[0], 6), (model.graph.output[0], 8)):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, ["N", "T", n]))
+    return model
 
 
 # What others write, and the network that it is.
@@ -224,6 +234,13 @@ REFUSED = {
     "residual": (chain(("Gemm", ["x", W[:, :6], b[:6]], "z"), ("Add", ["z", "x"], "y"), n_out=6), "node 1 is a Add"),
     "softmax between": (between(("Softmax", ["z"], "a")), "node 2 is a Gemm" + EXPECTED),
     "softmax over samples": (chain(OUT, ("Softmax", ["o"], "y", {"axis": 0})), "node 1 is a Softmax"),
+    "softmax over steps": (
+        open_rank_3(1), "node 1 is a Softmax over axis 1, which is not, or not for sure, the last, expected layers"),
+    "softmax over all": (open_rank_3(None, opset=11), "node 1 is a Softmax over axis 1, which is not"),
+    "softmax over one": (chain(("Gemm", ["x", W[:, :1], b[:1]], "o"), ("Softmax", ["o"], "y"), n_out=1),
+                         "softmax_cross_entropy over one output is 0"),
+    "relu and a sigmoid": (chain(("Gemm", ["x", W, b], "z"), ("Relu", ["z"], "a"), ("Sigmoid", ["a"], "y"), n_out=8),
+                           "sigmoid_cross_entropy takes logits, and output=relu"),
     "Elu of another alpha": (between(("Elu", ["z"], "a", {"alpha": 0.5})), "node 1 is a Elu, and Elu is none of"),
     "relu6": (between(("Clip", ["z", np.float32(0), np.float32(6)], "a")), "node 1 is a Clip, and Clip is none of"),
     "PRelu of several slopes": (
@@ -267,6 +284,12 @@ class TestRead:
         model, message = REFUSED[name]
         with pytest.raises(ValueError, match=f"the model: .*{message}"):
             exchange.from_onnx(model)
+
+    def test_softmax_at_every_step(self):
+        params, network = exchange.from_onnx(open_rank_3(-1))
+        x = inputs(6).reshape(2, 3, 6)
+        assert network == Network()
+        assert close(funcnet.predict(params, x, network), run(open_rank_3(-1), x), 1e-6)
 
     def test_gelu_by_tanh(self):
         model = between(("Gelu", ["z"], "a", {"approximate": "tanh"}), opset=20)

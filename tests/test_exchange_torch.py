@@ -140,6 +140,8 @@ READ = {
     "log-softmax": (Calls(lambda m, x: F.log_softmax(m.a(x), dim=-1), a=linear()), Network()),
     "sigmoid": (nn.Sequential(linear(), nn.Sigmoid(), linear(6, 1), nn.Sigmoid()),
                 Network(activations.sigmoid, loss=losses.sigmoid_cross_entropy)),
+    "one output": (nn.Sequential(linear(), nn.ReLU(), linear(6, 1)), Network(loss=losses.squared_error)),
+    "noise of no use": (Calls(lambda m, x: (torch.randn(3), m.a(x))[1], a=linear()), Network()),
 }  # fmt: skip
 
 READ["a constant"][0].c = torch.ones(6)  # no parameter, no buffer
@@ -181,6 +183,21 @@ REFUSED = {
     "a part": (Calls(lambda m, x: m.a(x)[:, :3], a=linear()), "model is a Calls and computes slice"),
     "another side": (Calls(lambda m, x: m.a(x).T, a=linear()), "model is a Calls and computes"),
     "noise": (Calls(lambda m, x: m.b(F.dropout(m.a(x))), a=linear(), b=linear()), "model is a Calls and computes"),
+    "random weights": (
+        Calls(lambda m, x: F.linear(x, m.W + m.W.exp() * torch.randn(6, 6)), W=nn.Parameter(torch.ones(6, 6))),
+        "model is a Calls and gives other outputs at every call, for the same inputs",
+    ),
+    "dropped weights": (
+        Calls(lambda m, x: F.linear(x, F.dropout(m.a.weight), m.a.bias), a=linear()),
+        "model is a Calls and gives other outputs at every call",
+    ),
+    "a sigmoid and a softmax": (
+        nn.Sequential(linear(), nn.Sigmoid(), nn.Softmax(1)), "softmax_cross_entropy takes logits, and output=sigmoid",
+    ),
+    "relu and a sigmoid": (
+        nn.Sequential(linear(), nn.ReLU(), nn.Sigmoid()), "sigmoid_cross_entropy takes logits, and output=relu",
+    ),
+    "a softmax over one": (nn.Sequential(linear(6, 1), nn.Softmax(1)), "softmax_cross_entropy over one output is 0"),
     "values decide": (
         Calls(lambda m, x: m.a(x) if x.abs().max() < 1 else m.b(x), a=linear(), b=linear()),
         "model is a Calls and decides by values of its input" + EXPECTED,
@@ -267,6 +284,11 @@ class TestTorch:
             for p in (*model.parameters(), *back.parameters()):
                 p.zero_()
         assert bits(params) == before
+
+    def test_weights_in_another_byte_order(self):
+        params = oracle.network(0, SIZES, np.float32)
+        swapped = [(W.astype(W.dtype.newbyteorder()), b.astype(b.dtype.newbyteorder())) for W, b in params]
+        assert bits(exchange.from_torch(exchange.to_torch(swapped))[0]) == bits(params)
 
     def test_tensors_of_any_layout(self):
         """Transposed views, slices, such that ask for gradients: the numbers are the same."""
@@ -423,6 +445,15 @@ class TestStateDicts:
         again, _ = exchange.from_torch(dict(sorted(model.state_dict().items())), network)
         assert bits(again) == bits(params)
 
+    def test_numbered_layers_beside_another_come_as_they_are_or_not_at_all(self):
+        """Where 10 comes before 2, nobody knows where the other one belongs."""
+        names = [*(f"layers.{i}" for i in range(12)), "out"]
+        state = {f"{name}.weight": torch.full((2, 2), i) / 8 for i, name in enumerate(names)}
+        params, _ = exchange.from_torch(state, Network())
+        assert [int(8 * W[0, 0]) for W, _ in params] == [*range(13)]
+        with pytest.raises(ValueError, match=r"layers.11.weight comes before layers.2.weight, as in the alphabet"):
+            exchange.from_torch(dict(sorted(state.items())), Network())
+
     def test_a_layer_without_bias_gets_one_of_zeros(self):
         params, _ = exchange.from_torch({"weight": torch.ones(3, 2, dtype=torch.float16)}, Network())
         assert bits(params) == bits([(np.ones((2, 3), np.float16), np.zeros(3, np.float16))])
@@ -434,6 +465,12 @@ class TestStateDicts:
     @pytest.mark.parametrize(
         ("state", "message"),
         [
+            (
+                {"fc.lora_A.weight": torch.ones(2, 4), "fc.lora_B.weight": torch.ones(3, 2)},
+                "fc.lora_A.weight is by its name half of a LoRA adapter, expected that of a linear layer",
+            ),
+            ({"embed.weight": torch.ones(4, 4), "fc.weight": torch.ones(3, 4)}, "embed.weight is by its name an emb"),
+            ({"weight": torch.ones(1, 2)}, "softmax_cross_entropy over one output is 0"),
             ({"0.weight": torch.ones(2, 3, 4)}, r"0.weight has shape \(2, 3, 4\), expected the weight"),
             (STATE | {"0.scale": torch.ones(2)}, r"0.scale has shape \(2,\), expected the weight"),
             (STATE | {"1.weight": torch.ones(5), "1.bias": torch.ones(5)}, r"1.weight has shape \(5,\), expected"),

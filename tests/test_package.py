@@ -33,17 +33,18 @@ EXTRAS = {
 # Each imports only those before it, and so do the parts of those that are packages.
 ORDER = ["activations", "losses", "initializers", "network", "arguments", "table", "products", "calls", "mlp", "sweeps",
          "clipping", "per_sample", "curvature", "schedules", "optimizers", "regularizers", "evaluation", "batches",
-         "training", "sharding", "distortions", "extras", "files", "datasets", "weights", "exchange", "checkpoints",
-         "plotting", "testing"]  # fmt: skip
+         "training", "sharding", "distortions", "extras", "files", "datasets", "described", "weights", "exchange",
+         "checkpoints", "plotting", "testing"]  # fmt: skip
 PARTS = {
     "datasets": ["idx", "arrays", "own_files", "__init__"],
     "exchange": ["checks", "torch_tensors", "torch_module", "torch", "sklearn", "onnx", "onnx_nodes", "from_onnx",
                  "stablehlo", "__init__"],
-    "checkpoints": ["fingerprints", "leaves", "damage", "__init__"],
+    "checkpoints": ["fingerprints", "leaves", "damage", "notes", "__init__"],
     "testing": ["trees", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
                 "__init__", "__main__"],
 }  # fmt: skip
-INTERNAL = {"arguments", "batches", "calls", "clipping", "extras", "files", "sweeps", "table"}  # only others use them
+# Only others use them.
+INTERNAL = {"arguments", "batches", "calls", "clipping", "described", "extras", "files", "sweeps", "table"}
 MODULES = [f"funcnet.{name}" for name in ORDER]
 MODULES += [f"funcnet.{package}.{name}" for package in PARTS for name in PARTS[package] if name != "__init__"]
 

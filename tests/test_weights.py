@@ -96,11 +96,31 @@ NETWORKS = [
 
 def test_a_network_comes_back_equal(tmp_path):
     for network in NETWORKS:
-        weights.save(tmp_path / "w", PARAMS, network, metadata={"hidden": "what is kept for it wins"})
+        weights.save(tmp_path / "w", PARAMS, network)
         assert weights.load(tmp_path / "w")[1] == network
         assert weights.load(tmp_path / "w", network)[1] == network
     weights.save(tmp_path / "w", PARAMS[:1], Network([]))  # no hidden layer
     assert weights.load(tmp_path / "w")[1] == Network([])
+
+
+@pytest.mark.parametrize("key", ["format", "hidden", "output", "loss", "compute_dtype"])
+def test_text_under_a_name_of_the_network_s_is_refused(tmp_path, key):
+    """It would be lost, or taken for the network; what the file says itself may be handed on."""
+    with pytest.raises(ValueError, match=rf"metadata\['{key}'\] is '0.0123', but format, .* are kept for the network"):
+        weights.save(tmp_path / "w", PARAMS, metadata={key: "0.0123"})
+    network = Network(activations.tanh, compute_dtype="bfloat16")
+    weights.save(tmp_path / "w", PARAMS, network, metadata={"run": "7"})
+    read = weights.load_metadata(tmp_path / "w")
+    weights.save(tmp_path / "again", PARAMS, network, metadata=read)
+    assert weights.load_metadata(tmp_path / "again") == read
+    assert weights.load(tmp_path / "again")[1] == network
+
+
+def test_a_path_may_be_bytes(tmp_path):
+    path = bytes(tmp_path / "ü")
+    weights.save(path, PARAMS)
+    assert oracle.errors_in_eps(weights.load(path)[0], PARAMS) == [0.0] * 6
+    assert [p.name for p in tmp_path.iterdir()] == ["ü"]
 
 
 def test_a_new_process_predicts_the_same_bits(tmp_path):
@@ -323,6 +343,12 @@ def test_what_is_no_network_is_not_saved(tmp_path):
         "params is a list of 0": lambda: weights.save(tmp_path / "w", []),
         r"metadata\['epochs'\] is 3, expected text": lambda: weights.save(
             tmp_path / "w", params, metadata={"epochs": 3}
+        ),
+        "metadata is a list of 1, expected a dictionary of text": lambda: weights.save(
+            tmp_path / "w", params, metadata=[("run", "7")]
+        ),
+        r"layer 1: b\[3\] is masked, expected values: .filled": lambda: weights.save(
+            tmp_path / "w", [(params[0][0], np.ma.masked_array(params[0][1], np.arange(4) == 3))]
         ),
         "hidden is a tuple of 1, expected an Activation or 0 of them": lambda: weights.save(
             tmp_path / "w", params, Network([activations.tanh])

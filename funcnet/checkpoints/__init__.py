@@ -10,7 +10,6 @@ step. What it does not notice is a flipped bit; so each checkpoint holds a finge
 lie.
 """
 
-import hashlib
 import json
 import operator
 import os
@@ -27,6 +26,7 @@ from jax import Array
 from funcnet.checkpoints import leaves
 from funcnet.checkpoints.damage import as_damage, put_aside, quiet_stderr, reason
 from funcnet.checkpoints.fingerprints import fingerprint, fingerprints
+from funcnet.checkpoints.notes import check_notes, sealed, unsealed
 from funcnet.extras import import_extra
 from funcnet.files import as_path
 
@@ -101,12 +101,13 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
       manager: from `open_folder`.
       number: larger than those before.
       tree: arrays, of any sharding, random keys of either style among them, and Python numbers.
-      notes: what JSON can hold.
+      notes: what JSON can hold, in dictionaries whose keys are text, and lists.
 
     Raises:
       OSError: it cannot be written, or the one before could not be.
       TypeError: a leaf is something else; says which.
-      ValueError: the number is not larger than those before, or no whole number.
+      ValueError: the number is not larger than those before, or no whole number; the notes would come back as something
+        else (a tuple as a list, a key that is no text as text); two leaves have one name, or one is masked.
 
     >>> import tempfile
     >>> with open_folder(tempfile.mkdtemp(), keep=1) as folder:
@@ -126,13 +127,13 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
         raise ValueError(
             f"checkpoint {number} in {manager.directory}: expected a number above {newest}, the newest there"
         )
+    check_notes(notes or {})
     shapes, named = leaves.shapes(tree), leaves.named(tree)
     numbers = {name: leaf for name, leaf in named.items() if leaves.is_number(leaf)}
     tree = jax.tree.map(leaves.stored, tree)
     prints = fingerprints(jax.tree.leaves(tree))
     content = json.dumps({"shapes": shapes, "fingerprint": _total(prints), "numbers": numbers, "notes": notes or {},
                           "parts": dict(zip(named, np.asarray(prints).tolist(), strict=True))})  # fmt: skip
-    sealed = {"content": content, "sha256": hashlib.sha256(content.encode()).hexdigest()}
     if not hasattr(jax, "set_mesh") and any(
         isinstance(leaf, Array) and len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(tree)
     ):
@@ -140,7 +141,7 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
             f"checkpoint {number} in {manager.directory}: cannot be written: its arrays lie on several "
             f"devices, and orbax needs a newer jax for that than {jax.__version__}"
         )
-    args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), sealed=ocp.args.JsonSave(sealed))
+    args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), sealed=ocp.args.JsonSave(sealed(content)))
     with _write_errors(manager, number):
         manager.save(number, args=args, force=True)
 
@@ -193,7 +194,7 @@ def restore(manager: Any, like: Any, *, number: int | None = None, part: bool = 
     for found in _numbers(manager, number):
         path = manager.directory / str(found)
         try:
-            content = _sealed(manager, found)
+            content = unsealed(manager, found)
         except Exception as error:  # a damaged file makes many kinds of them
             damaged[found] = as_damage(manager, found, error)
             continue
@@ -223,16 +224,6 @@ def _numbers(manager, number) -> list[int]:
     if number is not None and number not in there:
         raise ValueError(f"{manager.directory}: there is no checkpoint {number!r}, only {there[::-1]}")
     return there if number is None else [number]
-
-
-def _sealed(manager, number) -> dict[str, Any]:
-    """All that is not an array, if it is what was written."""
-    ocp = import_extra("orbax.checkpoint")
-    with quiet_stderr():
-        sealed = manager.restore(number, args=ocp.args.Composite(sealed=ocp.args.JsonRestore())).sealed
-    if hashlib.sha256(sealed["content"].encode()).hexdigest() != sealed["sha256"]:
-        raise ValueError("its notes have changed since they were written")
-    return json.loads(sealed["content"])
 
 
 def _read(manager, number, content, like, part) -> Any:

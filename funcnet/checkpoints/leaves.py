@@ -8,10 +8,17 @@ import numpy as np
 from jax import Array
 from jax.tree_util import keystr, tree_flatten_with_path
 
+from funcnet.datasets.arrays import check_unmasked
+
 
 def is_number(leaf) -> bool:
     """Whether it is a Python number, which is kept as text, exactly."""
     return type(leaf) in (bool, int, float)
+
+
+def is_empty(leaf) -> bool:
+    """Whether it is an array of no numbers, of which orbax stores none."""
+    return getattr(leaf, "size", None) == 0
 
 
 def is_key(leaf) -> bool:
@@ -20,8 +27,10 @@ def is_key(leaf) -> bool:
 
 
 def stored(leaf) -> Any:
-    """What every orbax can store: of a random key its integers; of a Python number nothing, in its place a zero."""
-    return jax.random.key_data(leaf) if is_key(leaf) else np.zeros(1, np.uint8) if is_number(leaf) else leaf
+    """What every orbax can store: of a random key its integers; for a Python number, or no numbers, a zero."""
+    if is_number(leaf) or is_empty(leaf):
+        return np.zeros(1, np.uint8)
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def as_before(tree, like, numbers: dict[str, Any]):
@@ -30,6 +39,8 @@ def as_before(tree, like, numbers: dict[str, Any]):
     def one(name, leaf, like):
         if is_number(like):
             return numbers[name]
+        if is_empty(like):
+            return like.copy()
         return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if is_key(like) else leaf
 
     leaves = map(one, named(like), jax.tree.leaves(tree), jax.tree.leaves(like))
@@ -46,6 +57,8 @@ def abstract(leaf):
             "or Python numbers"
         )
     leaf = stored(leaf)
+    if not isinstance(leaf, Array):
+        return leaf
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
@@ -55,7 +68,14 @@ def named(tree) -> dict[str, Any]:
     >>> named({"params": [(1, 2)]})
     {'params/0/0': 1, 'params/0/1': 2}
     """
-    return {"/".join(map(_plain, path)): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
+    found = {}
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        if (name := "/".join(map(_plain, path))) in found:
+            raise ValueError(
+                f"tree{keystr(path)} has the name {name}, and so has another leaf: expected keys without /"
+            )
+        found[name] = leaf
+    return found
 
 
 def _plain(key) -> str:
@@ -79,6 +99,7 @@ def _kind(path, leaf) -> str:
             f"tree{keystr(path)} is {leaf!r:.80} of type {type(leaf).__name__}, expected an array or a Python number; "
             "what else JSON can hold goes into the notes"
         )
+    check_unmasked(f"tree{keystr(path)}", leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 

@@ -6,6 +6,26 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
+# As pandas and spreadsheets write that there is no label. Not "none", which may well be a class.
+_MISSING = [
+    "",
+    "nan",
+    "NaN",
+    "NAN",
+    "-nan",
+    "-NaN",
+    "NA",
+    "#NA",
+    "N/A",
+    "#N/A",
+    "n/a",
+    "<NA>",
+    "NaT",
+    "null",
+    "NULL",
+    "None",
+]
+
 Arrays = tuple[np.ndarray, np.ndarray]  # (x, y): (N, inputs), int32 (N,)
 
 
@@ -21,10 +41,10 @@ def from_arrays(
 ) -> tuple[Dataset, tuple[str, ...]]:
     """A data set of arrays, with the names of its classes. Where there is no test part, a random fifth becomes it.
 
-    The split is fixed. Labels are numbers from 0 or, in sorted order, text; or booleans, whole floats, `(N, 1)`, or
-    one-hot rows. How many classes there are is decided by both parts together. Pixels from 0 to 255 stay uint8, or
-    become it if they are whole, and otherwise are divided by 255; they are told by a largest value above 127. All
-    other inputs become float32 as they are.
+    The split is fixed. Labels are numbers from 0 or, in sorted order, text, less the space around it; or booleans,
+    whole floats, `(N, 1)`, or one-hot rows. How many classes there are is decided by both parts together. Pixels from 0
+    to 255 stay uint8, or become it if they are whole, and otherwise are divided by 255; they are told by a largest
+    value above 127. All other inputs become float32 as they are.
 
     Args:
       x: inputs `(N, ...)`, flattened.
@@ -36,8 +56,8 @@ def from_arrays(
       The data set, and a name for each class, as many as the network needs outputs.
 
     Raises:
-      ValueError: what cannot be trained on: objects, numbers that are not finite, different lengths; labels that are
-        fractions, negative, beyond 32 bits, or more than there are samples. Says what to do.
+      ValueError: what cannot be trained on: objects, numbers that are not finite, masked entries, different lengths;
+        labels that are missing, fractions, negative, beyond 32 bits, or more than there are samples. Says what to do.
 
     >>> dataset, names = from_arrays(np.eye(6), ["no", "yes", "no"] * 2)
     >>> dataset.train[0].shape, dataset.train[1].dtype, len(dataset.test[1]), names
@@ -46,6 +66,9 @@ def from_arrays(
     if (x_test is None) != (y_test is None):
         raise ValueError("of x_test and y_test one is missing, expected both or none")
     parts = {"": (x, y)} if x_test is None else {"": (x, y), "_test": (x_test, y_test)}
+    for part, pair in parts.items():
+        for name, a in zip("xy", pair, strict=True):
+            check_unmasked(f"{name}{part}", a)
     inputs = _as_inputs({f"x{part}": np.asarray(pair[0]) for part, pair in parts.items()})
     labels, names = _as_class_ids({f"y{part}": np.asarray(pair[1]) for part, pair in parts.items()})
     for x, y, part in zip(inputs, labels, parts, strict=True):
@@ -53,6 +76,16 @@ def from_arrays(
             raise ValueError(f"x{part} has {len(x)} samples and y{part} {len(y)}, expected as many in both")
     pairs = list(zip(inputs, labels, strict=True))
     return Dataset(*pairs) if x_test is not None else split(*pairs[0]), names
+
+
+def check_unmasked(name: str, a: ArrayLike) -> None:
+    """Refuse an array of which entries are masked: what is beneath the mask would be taken for values."""
+    if np.ma.is_masked(a):
+        first = tuple(np.argwhere(np.ma.getmaskarray(np.ma.asanyarray(a)))[0].tolist())
+        raise ValueError(
+            f"{name}[{', '.join(map(str, first))}] is masked, expected values: .filled(value) puts some there, or drop "
+            "such rows"
+        )
 
 
 def split(x: np.ndarray, y: np.ndarray, held_out: int | None = None) -> Dataset:
@@ -146,14 +179,21 @@ def _one_each(name, y) -> np.ndarray:
 
 
 def _as_text(name, y) -> np.ndarray:
-    if y.dtype.kind == "O" and (odd := [value for value in y.tolist() if not isinstance(value, str)]):
+    """The labels without the space around them, if there is one for each sample."""
+    objects = y.dtype.kind in "OT"  # T: of variable length, with an object where one is missing
+    if objects and (odd := [v for v in y.tolist() if not isinstance(v, str) and str(v) not in _MISSING]):
         raise ValueError(
             f"{name} holds Python objects such as {odd[0]!r:.40}, expected numbers or text: {name}.astype(int), "
             f"or {name}.astype(str)"
         )
-    text = np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y.astype(str)
-    if (text == "").any():
-        raise ValueError(f"{name}[{int(np.argmax(text == ''))}] is empty, expected a label for each sample")
+    text = np.char.decode(y, "utf-8") if y.dtype.kind == "S" else np.array([*map(str, y.tolist())])
+    text = np.char.strip(text)
+    if (missing := np.isin(text, _MISSING)).any():
+        first = int(np.argmax(missing))
+        raise ValueError(
+            f"{name}[{first}] is {text[first] or 'empty'}, expected a label for each sample: drop those without, or "
+            "call a class of that name something else"
+        )
     return text
 
 

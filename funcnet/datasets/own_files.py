@@ -2,12 +2,13 @@
 
 import csv
 import errno
+import io
 import os
+import re
 import string
 import zipfile
 from collections.abc import Sequence
 from contextlib import contextmanager
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -152,20 +153,47 @@ def _read_csv(path, max_bytes) -> dict[str, np.ndarray]:
                 f"the first line is {', '.join(names)!r:.80}, expected names of columns, one of them "
                 f"{', '.join(_LABEL)}; np.loadtxt reads other files, and from_arrays(x, y) takes what it read"
             )
+        stripped = [name.strip() for name in names]
+        for place, name in enumerate(stripped):
+            if re.fullmatch(r"|Unnamed: \d+", name):
+                raise ValueError(
+                    f"column {place + 1} of the first line is {name!r}, expected a name: was the table written with "
+                    "its index? DataFrame.to_csv(path, index=False) leaves it out"
+                )
+            if name in stripped[:place]:
+                raise ValueError(f"the first line has {name!r} twice, expected another name for each column")
         columns = [place for place in range(len(names)) if place != labels[0]]
         if not file.read(1):
             raise ValueError("holds no samples")
-        read = partial(np.loadtxt, file, delimiter=",", skiprows=1, quotechar='"', comments=None, encoding="utf-8-sig")
+        y = _column(file, labels[0], len(names))
         file.seek(0)
-        y = read(usecols=labels, dtype=str, ndmin=1)
-        file.seek(0)
-        x = read(usecols=columns, ndmin=2)
+        x = np.loadtxt(file, delimiter=",", skiprows=1, quotechar='"', comments=None, encoding="utf-8-sig",
+                       usecols=columns, ndmin=2)  # fmt: skip
     return {"x": x, "y": y.astype(float) if all(map(_is_number, np.unique(y))) else y}
+
+
+def _column(file, place, width) -> np.ndarray:
+    """A column as text, if each row is as long as the first: `np.loadtxt` would not mind."""
+    file.seek(0)
+    text, column = io.TextIOWrapper(file, "utf-8-sig", newline=""), []
+    rows = csv.reader(text)
+    try:
+        for row in rows:
+            if len(row) not in (0, width):  # an empty line is none
+                raise ValueError(
+                    f"line {rows.line_num} has {len(row)} fields, expected {width} as in the first line: decimal "
+                    "commas are points here, and text with commas stands between quotation marks"
+                )
+            column += row[place : place + 1]
+    except csv.Error as error:
+        raise ValueError(f"line {rows.line_num}: {error}") from error
+    text.detach()  # or it would close the file
+    return np.array(column[1:])
 
 
 def _is_number(text: str) -> bool:
     try:
-        return bool(np.isfinite(float(text)))
+        return "_" not in text and bool(np.isfinite(float(text)))  # 1_0 is a number in Python alone
     except ValueError:
         return False
 

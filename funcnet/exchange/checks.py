@@ -13,7 +13,8 @@ import numpy as np
 
 from funcnet import activations
 from funcnet.activations import Activation, relu
-from funcnet.arguments import check_network, check_params, computed_in
+from funcnet.arguments import check_meaning, check_network, check_params, computed_in
+from funcnet.datasets.arrays import check_unmasked
 from funcnet.losses import squared_error
 from funcnet.mlp import forward
 from funcnet.network import Network, Params
@@ -32,6 +33,7 @@ def check_exported(params: Any, network: Any, *, exact: bool = True) -> None:
                     f"layer {l}: {name} is a {kind}, expected an array of JAX or NumPy: numpy.asarray(...) makes one, "
                     "and from_torch, from_sklearn and from_onnx read whole networks"
                 )
+            check_unmasked(f"layer {l}: {name}", leaf)
         if isinstance(layer, str):
             raise ValueError(f"layer {l}: params[{l - 1}] is the string {layer!r:.80}, expected a pair (W, b)")
     check_params(params)
@@ -42,6 +44,13 @@ def check_exported(params: Any, network: Any, *, exact: bool = True) -> None:
             f"the network computes products in {network.compute_dtype}, which goes to no other library: "
             "dataclasses.replace(network, compute_dtype=None) is the one that does not"
         )
+
+
+def check_read(params: Params, network: Network) -> None:
+    """Check what comes in: a chain of layers, and a network of as many that `predict` takes."""
+    check_params(params)
+    network.activations(len(params))
+    check_meaning(network, params[-1][0].shape[1])
 
 
 def known(f: Activation, where: str, names: dict[str, Any], library: str) -> tuple[Any, float | None]:

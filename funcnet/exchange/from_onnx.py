@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +13,10 @@ import numpy as np
 
 from funcnet import activations, losses
 from funcnet.arguments import check_params
-from funcnet.exchange.checks import largest_error, outputs, random_inputs
+from funcnet.exchange.checks import check_read, largest_error, outputs, random_inputs
 from funcnet.exchange.onnx_nodes import FOLDED, Between, Values, after_node, evaluated, recognized
 from funcnet.extras import import_extra
+from funcnet.files import as_path
 from funcnet.network import Network, Params
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -40,8 +40,8 @@ def from_onnx(model: str | os.PathLike[str] | Any) -> tuple[Params, Network]:
 
     Raises:
       ValueError: no ONNX model; or one that is something else than linear layers and activations, named, or computes
-        something else than they do, on random inputs in onnx's own evaluator. Weights are float64 and `jax_enable_x64`
-        is not set.
+        something else than they do, on random inputs in onnx's own evaluator; or one of which the loss is not for such
+        outputs. Weights are float64 and `jax_enable_x64` is not set.
       OSError: the file cannot be read.
       ImportError: onnx is not installed.
 
@@ -67,7 +67,7 @@ def _loaded(onnx, model) -> tuple[Any, str]:
     """The model, checked, and what to call it."""
     name = "the model"
     if isinstance(model, (str, os.PathLike)):
-        path = Path(model).expanduser()
+        path = as_path(model)
         name = str(path)
         if not path.exists():
             raise FileNotFoundError(f"{name}: there is no such file")
@@ -104,7 +104,7 @@ def _read(onnx, model) -> tuple[Params, Network]:
     for number, node in enumerate(model.graph.node):
         before = [known[name] for name in node.input if name in known]
         if before:
-            known |= dict.fromkeys(filter(None, node.output), after_node(model, number, before, constants))
+            known |= dict.fromkeys(filter(None, node.output), after_node(onnx, model, number, before, constants))
         elif node.op_type in FOLDED and all(name in constants for name in node.input if name):
             given = {name: constants[name] for name in node.input if name}
             constants |= dict(zip(node.output, evaluated(onnx, model, [node], given, node.output[:1]), strict=False))
@@ -114,7 +114,7 @@ def _read(onnx, model) -> tuple[Params, Network]:
         params.append((_exact(W), _exact(np.zeros(W.shape[1], W.dtype) if b is None else b)))
     check_params(params)
     network = _said(model) or recognized(onnx, model, values, constants)
-    network.activations(len(params))
+    check_read(params, network)
     _check_same(onnx, model, x, name, params, network, values.ending, constants)
     return params, network
 

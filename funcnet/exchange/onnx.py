@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -74,7 +73,7 @@ def to_onnx(
     model = graph.model(params[0][0].shape[0], params[-1][0].shape[1])
     onnx.helper.set_model_props(model, {"funcnet": _described(network)})
     onnx.checker.check_model(model, full_check=True)
-    write_atomically(Path(path).expanduser(), model.SerializeToString())
+    write_atomically(path, model.SerializeToString())
 
 
 class _Graph:

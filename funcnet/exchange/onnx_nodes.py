@@ -48,7 +48,7 @@ class Values(NamedTuple):
     odd: str = ""  # the first node that has no place in a network
 
 
-def after_node(model, number, before: list[Values], constants) -> Values:
+def after_node(onnx, model, number, before: list[Values], constants) -> Values:
     """What is known after a node of the graph."""
     node = model.graph.node[number]
     values = max(before, key=lambda values: (bool(values.odd), len(values.layers)))
@@ -68,7 +68,9 @@ def after_node(model, number, before: list[Values], constants) -> Values:
     if node.op_type in ("Softmax", "LogSoftmax"):
         opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         axis = _attributes(node).get("axis", 1 if opset < 13 else -1)
-        return values._replace(ending=node.op_type) if axis in (1, -1) else odd
+        if axis == -1 or axis + 1 == _rank(onnx, model, node.input[0]):
+            return values._replace(ending=node.op_type)
+        return values._replace(odd=f"{_named(model, number)} over axis {axis}, which is not, or not for sure, the last")
     if node.op_type in ("Gemm", "MatMul"):
         linear = _linear(node, constants) if alone else None
         return odd if linear is None else Values((*values.layers, Layer(values.since, *linear)), Between(end, (), end))
@@ -80,6 +82,13 @@ def after_node(model, number, before: list[Values], constants) -> Values:
         if b is not None:
             return Values((*values.layers[:-1], last._replace(b=b)), Between(end, (), end))
     return values._replace(since=since)
+
+
+def _rank(onnx, model, name) -> int | None:
+    """The rank of a tensor as it follows from what the model declares, if it does."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = [value.type.tensor_type for value in (*graph.input, *graph.value_info) if value.name == name]
+    return len(types[0].shape.dim) if types and types[0].HasField("shape") else None
 
 
 def _named(model, number) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from funcnet import activations
 from funcnet.activations import identity
-from funcnet.exchange.checks import check_exported, known
+from funcnet.exchange.checks import check_exported, known, largest_error, outputs, random_inputs
 from funcnet.extras import import_extra
 from funcnet.losses import SHIPPED, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 from funcnet.network import Network, Params
@@ -35,8 +36,8 @@ def from_sklearn(estimator: Any, *, dtype: DTypeLike = jnp.float32) -> tuple[Par
       `[(W, b), ...]`, copies, and the `Network`.
 
     Raises:
-      ValueError: it is not fitted, no such estimator, or one that predicts otherwise (a Poisson regression); float64 is
-        asked for and `jax_enable_x64` is not set, or no floating dtype.
+      ValueError: it is not fitted, no such estimator, or one that predicts otherwise, also on random inputs (a Poisson
+        regression, a subclass); float64 is asked for and `jax_enable_x64` is not set, or no floating dtype.
 
     >>> from sklearn.neural_network import MLPClassifier
     >>> from funcnet import predict
@@ -56,9 +57,10 @@ def from_sklearn(estimator: Any, *, dtype: DTypeLike = jnp.float32) -> tuple[Par
         )
     _check_dtype(dtype)
     name = next(name for name, theirs in _SKLEARN.items() if theirs == hidden)
-    pairs = zip(estimator.coefs_, estimator.intercepts_, strict=True)
-    params = [(jnp.array(W, dtype), jnp.array(b, dtype)) for W, b in pairs]
-    return params, Network(activations.from_name(name), loss=losses[out])
+    pairs = [*zip(estimator.coefs_, estimator.intercepts_, strict=True)]
+    network = Network(activations.from_name(name), loss=losses[out])
+    _check_same(estimator, pairs, network)
+    return [(jnp.array(W, dtype), jnp.array(b, dtype)) for W, b in pairs], network
 
 
 def to_sklearn(params: Params, network: Network = Network(), *, classes: ArrayLike | None = None) -> Any:
@@ -113,6 +115,25 @@ def to_sklearn(params: Params, network: Network = Network(), *, classes: ArrayLi
     estimator._no_improvement_count = 0
     del estimator._optimizer, estimator.loss_
     return estimator.set_params(random_state=None)
+
+
+def _check_same(estimator, pairs, network) -> None:
+    """Refuse an estimator that does not predict what its weights say, before they are rounded."""
+    x = random_inputs(len(pairs[0][0]))
+    method = "predict_proba" if hasattr(estimator, "predict_proba") else "predict"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that columns have no names, say
+        theirs = np.asarray(getattr(estimator, method)(x)).reshape(len(x), -1)
+    p = outputs(pairs, network, x)[1]
+    if p.shape[1] == 1 and method == "predict_proba":
+        p = np.concatenate([1 - p, p], 1)
+    error = largest_error(p, theirs)
+    if not error <= 1e-7:
+        raise ValueError(
+            f"estimator is {estimator!r}, whose {method} on random inputs gives something else than its weights with "
+            f"{network}: by {error:.2g} of the largest; expected an MLPClassifier or MLPRegressor that predicts as "
+            "scikit-learn's own does"
+        )
 
 
 def _check_dtype(dtype) -> None:

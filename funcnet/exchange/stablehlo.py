@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -42,4 +41,4 @@ def to_stablehlo(
     x = jax.ShapeDtypeStruct((n, params[0][0].shape[0]), jnp.promote_types(params[0][0].dtype, jnp.float32))
     predictor = jax.jit(lambda x: predict(params, x, network))
     exported = export.export(predictor, platforms=("cpu", "cuda", "tpu"))(x)
-    write_atomically(Path(path).expanduser(), bytes(exported.serialize()))
+    write_atomically(path, bytes(exported.serialize()))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.arguments import check_network, check_params
-from funcnet.exchange.checks import check_exported, known
+from funcnet.arguments import check_network
+from funcnet.exchange.checks import check_exported, check_read, known
 from funcnet.exchange.torch_module import read_module
 from funcnet.exchange.torch_tensors import from_tensor, to_tensor
 from funcnet.extras import import_extra
@@ -29,8 +30,8 @@ def from_torch(model: Any, network: Network | None = None) -> tuple[Params, Netw
     in the order in which it calls them, with the weights that it uses: after a parametrization or pruning, and twice if
     a layer is called twice. `forward` then computes what the module does. A softmax, log-softmax or sigmoid at its end
     goes into the loss of the network, so that it is `predict` that gives the module's outputs, or their exponential for
-    a log-softmax. Without one the loss is the default, since a module says nothing of it:
-    `dataclasses.replace(network, loss=...)` has another.
+    a log-softmax. Without one the loss is the default, since a module says nothing of it, or `squared_error` for a
+    single output: `dataclasses.replace(network, loss=...)` has another.
 
     Args:
       model: a module, or the state dict of one: `(n_out, n_in)` weights and `(n_out,)` biases, on any device, in the
@@ -45,7 +46,9 @@ def from_torch(model: Any, network: Network | None = None) -> tuple[Params, Netw
 
     Raises:
       ValueError: the module is something else than linear layers and activations, named, or computes something else
-        than they do; or the weights do not follow each other. Weights are float64 and `jax_enable_x64` is not set.
+        than they do, or than it did a moment ago; or the loss is not for such outputs. The weights of a state dict do
+        not follow each other, or their numbers do not, or they are no layers' (LoRA, embeddings). Weights are float64
+        and `jax_enable_x64` is not set.
       ImportError: torch is not installed.
 
     >>> import torch
@@ -63,8 +66,7 @@ def from_torch(model: Any, network: Network | None = None) -> tuple[Params, Netw
     if network is None:
         raise ValueError("a state dict holds weights and no activations: from_torch(state, Network(...)) says them")
     params = _layers(torch, state)
-    check_params(params)
-    network.activations(len(params))
+    check_read(params, network)
     return params, network
 
 
@@ -150,13 +152,36 @@ def _layers(torch, state) -> Params:
                 f"{name} has {shape}, expected the weight (n_out, n_in) or the bias of a linear layer; "
                 "from_torch(module) reads what a module computes"
             )
-    if len({re.sub(r"\d+", "0", prefix) for prefix in prefixes}) == 1:  # files of safetensors have 10 before 2
-        prefixes = sorted(prefixes, key=lambda prefix: [int(digits) for digits in re.findall(r"\d+", prefix)])
-    params = []
     for prefix in prefixes:
+        adapter = re.search(r"(^|[._])lora_", prefix)
+        if adapter or (f"{prefix}bias" not in tensors and "embed" in prefix.lower()):
+            raise ValueError(
+                f"{prefix}weight is by its name {'half of a LoRA adapter' if adapter else 'an embedding'}, expected "
+                "that of a linear layer: merge an adapter into its layer; from_torch(module) reads any module"
+            )
+    params = []
+    for prefix in _in_order([*prefixes]):
         W = from_tensor(torch, f"{prefix}weight", tensors[f"{prefix}weight"]).T
         bias = tensors.get(f"{prefix}bias")
         params.append(
             (W, jnp.zeros(W.shape[1], W.dtype) if bias is None else from_tensor(torch, f"{prefix}bias", bias))
         )
     return params
+
+
+def _in_order(prefixes: list[str]) -> list[str]:
+    """The names by number, where they differ in nothing else: files of safetensors have 10 before 2."""
+    numbers = {prefix: [int(digits) for digits in re.findall(r"\d+", prefix)] for prefix in prefixes}
+    alike: dict[str, list[str]] = {}
+    for prefix in prefixes:
+        alike.setdefault(re.sub(r"\d+", "0", prefix), []).append(prefix)
+    if len(alike) == 1:
+        return sorted(prefixes, key=numbers.__getitem__)
+    for names in alike.values():
+        for before, after in pairwise(names):
+            if numbers[before] > numbers[after]:
+                raise ValueError(
+                    f"{before}weight comes before {after}weight, as in the alphabet, so the order of the layers is not "
+                    "known: {name: state[name] for name in NAMES} is in one that you say"
+                )
+    return prefixes

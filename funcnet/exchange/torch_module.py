@@ -15,10 +15,9 @@ import numpy as np
 
 from funcnet import activations
 from funcnet.activations import identity
-from funcnet.arguments import check_params
-from funcnet.exchange.checks import largest_error, outputs, random_inputs, read_network, shipped
+from funcnet.exchange.checks import check_read, largest_error, outputs, random_inputs, read_network, shipped
 from funcnet.exchange.torch_tensors import check_tensor, from_tensor
-from funcnet.losses import Loss, sigmoid_cross_entropy, softmax_cross_entropy
+from funcnet.losses import Loss, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 from funcnet.network import Network, Params
 
 _PLAIN = ("relu", "sigmoid", "tanh", "silu")
@@ -52,8 +51,7 @@ def read_module(torch, model: Any, network: Network | None) -> tuple[Params, Net
     read = _network_of(steps) if network is None else network
     pairs = [(layer.W, layer.W.new_zeros(layer.W.shape[1]) if layer.b is None else layer.b) for layer in layers]
     params: Params = jax.tree.map(lambda leaf: from_tensor(torch, "a weight", leaf.to(dtype)), pairs)
-    check_params(params)
-    read.activations(len(params))
+    check_read(params, read)
     if steps[-1].kind == "log_softmax":
         theirs = np.exp(theirs)
     computed = jax.tree.map(lambda leaf: leaf.numpy(), pairs)  # before they were rounded: after a parametrization, say
@@ -76,6 +74,8 @@ def _network_of(steps: tuple[Step, ...]) -> Network:
         loss, steps = {"loss": softmax_cross_entropy}, steps[:-1]
     elif steps[-1].kind == "sigmoid":
         loss, steps = {"loss": sigmoid_cross_entropy}, steps[:-1]
+    elif next(step.W.shape[1] for step in reversed(steps) if step.kind == "linear") == 1:
+        loss = {"loss": squared_error}  # a softmax over one output means nothing
     layers, follows = [], False
     for step in steps:
         f = identity if step.kind == "linear" else shipped(step.kind)
@@ -116,11 +116,18 @@ def _run(torch, model) -> tuple[tuple[Step, ...], np.ndarray, np.ndarray]:
         for dtype in (torch.float64, torch.float32):  # float32 for a module that casts to it
             x = torch.from_numpy(random_inputs(n_in)).to(dtype)
             try:
-                steps, out = _follow(torch, model, x)
+                (steps, out), (_, again) = (_follow(torch, model, x, seed) for seed in (0, 1))
             except _CannotRunError as error:
                 first = first or error
                 continue
-            return steps, x.numpy(), out.detach().numpy()
+            theirs = out.detach().numpy()
+            if not largest_error(again.detach().numpy(), theirs) <= 100 * np.finfo(theirs.dtype).eps:
+                where = next((step.where for step in steps if not step.kind), f"model is a {type(model).__name__}")
+                raise ValueError(
+                    f"{where} and gives other outputs at every call, for the same inputs, since it draws random "
+                    "numbers: expected fixed weights, their means say"
+                )
+            return steps, x.numpy(), theirs
     raise ValueError(f"{first}; expected {_EXPECTED}") from first
 
 
@@ -128,7 +135,7 @@ class _CannotRunError(Exception):
     """A module does not take these inputs."""
 
 
-def _follow(torch, model, x) -> tuple[tuple[Step, ...], Any]:
+def _follow(torch, model, x, seed) -> tuple[tuple[Step, ...], Any]:
     inputs = x.clone()
     # Of each tensor that the input has a part in, its steps; the tensor is held, so that no id is used again.
     chains: dict[int, tuple[Any, tuple[Step, ...]]] = {id(inputs): (inputs, ())}
@@ -165,6 +172,7 @@ def _follow(torch, model, x) -> tuple[tuple[Step, ...], Any]:
                 module.register_forward_pre_hook(lambda *_, called=called: calls.append(called), prepend=True)
                 module.register_forward_hook(lambda *_: calls.pop() and None)
             model.eval()
+            torch.default_generator.manual_seed(seed)  # of the CPU alone, which is set back
             state = {name: _copied(tensor, x.dtype) for name, tensor in tensors}
             with Recorder():
                 out = torch.func.functional_call(model, state, (inputs,))

@@ -35,6 +35,7 @@ def from_tensor(torch, name: str, tensor: Any) -> jax.Array:
 
 
 def to_tensor(torch, leaf: Any) -> Any:
-    """A copy of an array, its dtype kept."""
+    """A copy of an array, its dtype kept, in the machine's byte order."""
     a = np.array(leaf, order="C")
+    a = a.astype(a.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.dtype == jnp.bfloat16 else torch.from_numpy(a)
