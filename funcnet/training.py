@@ -84,6 +84,9 @@ def make_step(
       `step(state, key, x, y, sample_weight=None) -> (state, metrics)`, pure and not yet jitted; the metrics are those
       of the parameters before the update.
 
+    Raises:
+      ValueError: as in `make_epoch`.
+
     >>> import funcnet
     >>> optimizer = funcnet.sgd(0.1)
     >>> step = jax.jit(make_step(optimizer), donate_argnums=0)

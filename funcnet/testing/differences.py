@@ -105,7 +105,7 @@ def judge_by_differences(fn, by_hand, args, *, seed, stopped=()) -> tuple[Row, .
 
     def at(i, moved):
         with enable_x64(True):
-            moved = jnp.asarray(moved) if isinstance(leaves[i], jax.Array) else moved
+            moved = jax.device_put(moved) if isinstance(leaves[i], jax.Array) else moved
             return float(fn(jax.tree.unflatten(tree, [*leaves[:i], moved, *leaves[i + 1 :]]), *args64[1:]))
 
     rows = []

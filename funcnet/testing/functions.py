@@ -178,7 +178,7 @@ def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: flo
             rows += [row._replace(leaf=f"delta, {kind}, {dtype}") for row in judged]
             if dtype == "float32":  # and in float64, as a rung of it
                 rows += _at_ties(total, gradient, delta, args, kind, tolerance, seed)
-            value, alone = np.asarray(fn(*args)), np.asarray(fn(*(jnp.asarray(np.asarray(a)[:1]) for a in args)))
+            value, alone = np.asarray(fn(*args)), np.asarray(fn(*(jax.device_put(np.asarray(a)[:1]) for a in args)))
             good = value.shape == (50,) and np.allclose(value[:1], alone)
             fault = "not one value per sample, or it depends on the others"
             rows.append(verdict(f"loss, {kind}, {dtype}", value.shape, good, "a value per sample", fault))

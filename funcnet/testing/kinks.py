@@ -177,4 +177,4 @@ def _errors(draw, like):
 
 def rows_of(args, keep):
     """The same call on some of its samples."""
-    return (args[0], *jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[keep]), args[1:]))
+    return (args[0], *jax.tree.map(lambda a: jax.device_put(np.asarray(a)[keep]), args[1:]))

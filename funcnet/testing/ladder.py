@@ -8,7 +8,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from funcnet.testing.differences import AT_KINKS, along_entries, differences, random_direction, taylor_order
@@ -84,7 +83,7 @@ def _in_float64(fn, reference, by_hand, args) -> _Wide:
 
     def value_at(i, moved):
         with enable_x64(True):
-            params = jax.tree.unflatten(tree, [*leaves[:i], jnp.asarray(moved), *leaves[i + 1 :]])
+            params = jax.tree.unflatten(tree, [*leaves[:i], jax.device_put(moved), *leaves[i + 1 :]])
             return float(fn(params, *args64[1:]))
 
     with enable_x64(True):
@@ -106,7 +105,7 @@ def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.n
     def of_leaf(i):
         def at(moved, entries):
             with enable_x64(moved.dtype == np.float64):
-                there = [*leaves[:i], jnp.asarray(moved), *leaves[i + 1 :]]
+                there = [*leaves[:i], jax.device_put(moved), *leaves[i + 1 :]]
                 try:
                     found = compiled(there)[i]
                 except Exception:  # it branches on values

@@ -21,6 +21,8 @@ from funcnet.testing.ladder import FLOAT64_TOLERANCE, ROUNDING_FLOOR, judge
 from funcnet.testing.report import Report, Row, error_in_eps, name_of, verdict
 from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, whatever_the_numbers
 
+OWN = backward
+
 
 @whatever_the_numbers
 def check_backward(
@@ -36,7 +38,8 @@ def check_backward(
 ) -> Report:
     """Check `backward` against `jax.grad(objective)` and the rest of the ladder, at one point.
 
-    Beside the gradient: the same bits when run again, the same without jit, and the batch as the mean of its samples.
+    Beside the gradient: the same bits when run again, the batch as the mean of its samples and, of another function
+    than funcnet's own, the same without jit.
 
     Args:
       params: the network; in float64 too if that is enabled.
@@ -81,7 +84,7 @@ def check_backward(
                 notes += more
             rows += judge_at_kinks(reference, by_hand, args, near, network)
     if not at_kink.all():
-        rows += _judge_behaviour(by_hand, rows_of(args, ~at_kink), network.compute_dtype)
+        rows += _judge_behaviour(by_hand, rows_of(args, ~at_kink), network.compute_dtype, own=backward is OWN)
     if not all(row.ok for row in rows):
         notes += _suspects(by_hand, args, network)
     return Report(name_of(backward), rows, notes)
@@ -159,8 +162,11 @@ def save_case(
 # How a gradient behaves.
 
 
-def _judge_behaviour(by_hand, args, compute_dtype) -> tuple[Row, ...]:
-    """The same bits again; and, in float64, the same without jit, and the batch as the mean of its samples."""
+def _judge_behaviour(by_hand, args, compute_dtype, *, own) -> tuple[Row, ...]:
+    """The same bits again; and, in float64, the same without jit, and the batch as the mean of its samples.
+
+    Without jit each operation is a program of its own, seconds of compiling; funcnet's own tests do that for its own.
+    """
     first, again = as_arrays(by_hand(*args)), as_arrays(by_hand(*args))
     same = all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
     rows = [verdict("run again", (), same, "bit for bit", "other bits")]
@@ -169,14 +175,15 @@ def _judge_behaviour(by_hand, args, compute_dtype) -> tuple[Row, ...]:
     with enable_x64(True):
         params, x, y, masks, w = cast_to(args, np.float64)
         batch = by_hand(params, x, y, masks, w)
-        with jax.disable_jit():
-            rows.append(_worst_row("without jit", by_hand(params, x, y, masks, w), batch))
+        if not own:
+            with jax.disable_jit():
+                rows.append(_worst_row("without jit", by_hand(params, x, y, masks, w), batch))
         samples = _of_samples(by_hand, params, x, y, masks)
         share = np.full(len(x), 1 / len(x)) if w is None else np.asarray(w) / np.sum(w)
         mean = [np.tensordot(share, g, 1) for g in as_arrays(samples)]
         rows.append(_worst_row("mean of samples", mean, batch))
         alone = [
-            jax.tree.map(lambda a, i=i: jnp.asarray(np.asarray(a)[i]), (x, y, masks)) for i in range(min(len(x), 4))
+            jax.tree.map(lambda a, i=i: jax.device_put(np.asarray(a)[i]), (x, y, masks)) for i in range(min(len(x), 4))
         ]
         loop = [by_hand(params, *sample, None) for sample in alone]
         stacked = [np.stack(leaves) for leaves in zip(*map(as_arrays, loop), strict=True)]
@@ -217,7 +224,9 @@ def _suspects(by_hand, args, network) -> tuple[str, ...]:
     }
     if jnp.issubdtype(jnp.asarray(y).dtype, jnp.integer):
         K = params[-1][0].shape[1]
-        mistakes |= {f"the class ids are {by:+d} off": {"y": jnp.asarray((np.asarray(y) + by) % K)} for by in (1, -1)}
+        mistakes |= {
+            f"the class ids are {by:+d} off": {"y": jax.device_put((np.asarray(y) + by) % K)} for by in (1, -1)
+        }
     call = {"y": y, "network": network, "masks": masks, "sample_weight": w}
     got, right = as_arrays(by_hand(*args)), as_arrays(backward(params, x, **call))
     notes = []
@@ -247,7 +256,7 @@ def _as_rows(params, x, y, network, masks, sample_weight):
     targets_and_shares(y, jnp.zeros((*n, params[-1][0].shape[1])), network, sample_weight)
 
     def rows(a, shape=()):
-        return None if a is None else jnp.asarray(np.asarray(a).reshape(-1, *shape))
+        return None if a is None else jax.device_put(np.asarray(a).reshape(-1, *shape))
 
     masks = masks if masks is None else tuple(m if m is None else rows(m, m.shape[-1:]) for m in masks)
     return params, rows(x, x.shape[-1:]), rows(y, y.shape[len(n) :]), masks, rows(sample_weight)

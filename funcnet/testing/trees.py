@@ -16,7 +16,8 @@ def leaf_names(tree) -> list[str]:
     return [jax.tree_util.keystr(path) or "value" for path in paths]
 
 
-# What is not the function under test is computed by NumPy: JAX would compile a program for each operation and shape.
+# What is not the function under test is computed by NumPy, and put on the device as it is: JAX would compile a program
+# for each operation and shape, and `jnp.asarray` of NumPy's arrays is one, too.
 
 
 # A gradient under test may hold NaN and infinities: the report tells of them, NumPy need not warn.
@@ -35,7 +36,7 @@ def cast_to(args, dtype):
         if not jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating):
             return leaf
         cast = np.asarray(leaf).astype(dtype)
-        return jnp.asarray(cast) if isinstance(leaf, jax.Array) else cast
+        return jax.device_put(cast) if isinstance(leaf, jax.Array) else cast
 
     return jax.tree.map(cast, args)
 
