@@ -35,8 +35,8 @@ def caught(name, sizes, dtype):
     return mutants.funcnet_notices(mutant, mutants.case(sizes, dtype, name))
 
 
-@pytest.mark.parametrize("name", mutants.MUTANTS)
-def test_every_mutant_is_caught(name):
+@pytest.mark.parametrize("name", [*mutants.MUTANTS][::3])
+def test_every_third_mutant_is_caught(name):
     """In float32, that is; the checker judges such a gradient in float64 too."""
     assert caught(name, (4, 5, 3), "float32")
 
@@ -143,29 +143,31 @@ FLAT = Activation("tanh", jnp.tanh, lambda z, a: jnp.ones_like(z))
     ("change", "said"),
     [
         (lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(jnp.negative, g)), "the sign is wrong"),
-        (lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: 7 * g, g)), "throughout it is 7 times"),
+        pytest.param(
+            lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: 7 * g, g)),
+            "throughout it is 7 times", marks=pytest.mark.slow),
         (lambda p, x, y, s: (p, x, y, s, lambda g: [g[0], (g[1][0].T, g[1][1]), g[2]]), "layer 2 W: .* transposed"),
         (
             lambda p, x, y, s: (p, x, y, s, lambda g: [(g[0][0].at[2, 3].set(0), g[0][1]), *g[1:]]),
             r"layer 1 W: worst at \(2, 3\): 0, expected .*; 5.00% of the entries are wrong; 1 entries are zero",
         ),
-        (
+        pytest.param(
             lambda p, x, y, s: (p, x, y, s, lambda g: [(g[0][0], jnp.full_like(g[0][1], g[0][1].sum())), *g[1:]]),
-            "layer 1 b: .* all entries are the same: summed over the units too",
-        ),
+            "layer 1 b: .* all entries are the same: summed over the units too", marks=pytest.mark.slow),
         (
             lambda p, x, y, s: (p, x, y, s | {"network": Network(FLAT)}, same),
             "exactly what comes out where the derivative of the hidden activation is missing",
         ),
-        (lambda p, x, y, s: (p, x, (y + 1) % 3, s, same), "exactly what comes out where the class ids are [+]1 off"),
+        pytest.param(
+            lambda p, x, y, s: (p, x, (y + 1) % 3, s, same),
+            "exactly what comes out where the class ids are [+]1 off", marks=pytest.mark.slow),
         (
             lambda p, x, y, s: (p, x, y, {k: v for k, v in s.items() if k != "masks"}, same),
             "exactly what comes out where the masks are forgotten",
         ),
-        (
+        pytest.param(
             lambda p, x, y, s: (p, x, y, {k: v for k, v in s.items() if k != "sample_weight"}, same),
-            "exactly what comes out where the sample weights are forgotten",
-        ),
+            "exactly what comes out where the sample weights are forgotten", marks=pytest.mark.slow),
         (
             lambda p, x, y, s: (p, x, y, s, lambda g: [*[(2 * W, 2 * b) for W, b in g[:2]], g[2]]),
             "wrong up to layer 2, right after it: look at delta_2",
@@ -322,6 +324,7 @@ def hinge(p):
     return jnp.maximum(0, 1 - p @ jnp.asarray([4.0, 3.0], p.dtype))
 
 
+KINDS = [("jax", "float32"), ("numpy", "float32"), ("jax", "float64")]
 AT_KINKS = {  # a function, a point at a kink of it, correct gradients there, wrong ones
     "max(z, 0)": (lambda z: jnp.maximum(z, 0).sum(), [0.0, 0.0, 0.0], [0, 1, [0.3, 1, 0]], [1.5, -0.2, [0, 1, 1.1]]),
     "relu": (lambda z: jax.nn.relu(z).sum(), [0.0, 2.0], [[1, 1], [0.5, 1]], [[0.5, 1.0001], [2, 1]]),
@@ -333,16 +336,21 @@ AT_KINKS = {  # a function, a point at a kink of it, correct gradients there, wr
 }
 
 
-@pytest.mark.parametrize("written_in", ["jax", "numpy"])
-@pytest.mark.parametrize("name", AT_KINKS)
+@pytest.mark.parametrize(
+    ("name", "written_in", "dtype"),
+    [  # what is of NumPy in float64 is judged in float32, too
+        pytest.param(name, *kind, marks=[] if kind == KINDS[i % 3] else pytest.mark.slow)
+        for i, name in enumerate(AT_KINKS)
+        for kind in KINDS
+    ],
+    indirect=["dtype"],
+)
 def test_at_a_kink_of_any_function_each_mixture_of_its_sides_is_correct(name, written_in, dtype):
     """Also where differences alone judge: through a callback, which JAX cannot differentiate."""
     fn, point, correct, wrong = AT_KINKS[name]
     fn, p = jax.jit(fn), np.asarray(point, dtype)
     if written_in == "numpy":
         as_jax, fn = fn, lambda p: np.asarray(as_jax(np.asarray(p)))
-        if dtype == "float64":  # which is judged in float32, too
-            return
     for slopes, ok in ((correct, True), (wrong, False)):
         for slope in slopes:
             report = testing.check_gradients(fn, constant(np.broadcast_to(slope, p.shape)), (p,))
