@@ -376,9 +376,9 @@ def test_weights_whose_sum_is_zero_give_nan():
 
 def test_max_norm_and_noise_multiplier_are_numbers():
     (params, x, y), _ = oracle.make_case(0, SIZES, (2,), np.float32, weighted=False, masked=False)
-    with pytest.raises(ValueError, match=r"max_norm has shape \(2,\), expected a number"):
+    with pytest.raises(ValueError, match=r"max_norm is an array of shape \(2,\), expected a number"):
         per_sample.clipped_backward(params, x, y, max_norm=jnp.ones(2))
-    with pytest.raises(ValueError, match=r"noise_multiplier has shape \(2,\), expected a number"):
+    with pytest.raises(ValueError, match=r"noise_multiplier is an array of shape \(2,\), expected a number"):
         per_sample.private_sum(jax.random.key(0), params, x, y, max_norm=1.0, noise_multiplier=jnp.ones(2))
 
 

@@ -403,7 +403,7 @@ def test_every_recipe_runs(name, tmp_path):
         ("\udcff", "not the configuration of a run"),
         ("[" * 200_000, "not the configuration of a run: maximum recursion depth"),
         ("9" * 6000, "not the configuration of a run: Exceeds the limit"),
-        (" " * 1_000_001, "not the configuration of a run: it has 1,000,001 bytes"),
+        (" " * 10_000_001, "not the configuration of a run: it has 10,000,001 bytes"),
         (with_setting("lr", 10**400), r"lr is 10{99}\.\.\., expected float"),
     ],
 )
