@@ -5,7 +5,7 @@ It knows trees of arrays and scalar functions of them, and nothing of networks b
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -76,7 +76,8 @@ class _Wide(NamedTuple):
 def _in_float64(fn, reference, by_hand, args) -> _Wide:
     with enable_x64(True):
         args64, args32 = cast_to(args, np.float64), cast_to(args, np.float32)
-        value = fn(*args64)
+        value_of = _as_one_program(fn)
+        value = value_of(*args64)
         if value.dtype != np.float64:
             raise TypeError(f"the value is {value.dtype} where the arguments are float64")
         leaves, tree = jax.tree.flatten(args64[0])
@@ -84,13 +85,28 @@ def _in_float64(fn, reference, by_hand, args) -> _Wide:
     def value_at(i, moved):
         with enable_x64(True):
             params = jax.tree.unflatten(tree, [*leaves[:i], jax.device_put(moved), *leaves[i + 1 :]])
-            return float(fn(params, *args64[1:]))
+            return float(value_of(params, *args64[1:]))
 
     with enable_x64(True):
         got, want = as_arrays(by_hand(*args64)), as_arrays(reference(*args64))
 
     gradients_at = _gradients_at(reference, args64)
     return _Wide(got, want, as_arrays(reference(*args32)), float(value), as_arrays(leaves), value_at, gradients_at)
+
+
+def _as_one_program(fn) -> Callable[..., Any]:
+    """`fn` under jit, since differences call it hundreds of times; as it is, if it branches on values."""
+    compiled, failed = jax.jit(fn), []
+
+    def value_of(*args):
+        if not failed:
+            try:
+                return compiled(*args)
+            except Exception:
+                failed.append(True)
+        return fn(*args)
+
+    return value_of
 
 
 def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.ndarray], np.ndarray]]:
