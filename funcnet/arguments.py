@@ -267,19 +267,32 @@ def check_labels(y: ArrayLike, classes: int) -> None:
 
 
 def check_probabilities(y: ArrayLike, network: Network) -> None:
-    """Check, where values can be seen, that no target is below 0, nor above 1, where the loss or output minds it.
+    """Check, where values can be seen, the targets of logits: below 0 their loss has no bottom; of labels, above 1 too.
 
-    Below 0 both losses of logits have no bottom, and above 1 that of labels. A sigmoid's values are from 0 to 1.
+    And that a sigmoid, of which the values are targets, is not given -1 for 0. Some rounding is no matter.
     """
     y, takes = np.asarray(y), network.loss.takes
     if np.issubdtype(y.dtype, np.integer) or (takes == "values" and network.output != sigmoid):
         return
-    if (y < 0).any() or (takes != "class logits" and (y > 1).any()):
+    low, high = {"class logits": (0, np.inf), "label logits": (0, 1), "values": (-0.5, np.inf)}[takes]
+    bad = np.argwhere((y < low - 0.01) | (y > high + 0.01))
+    if len(bad):
+        first = tuple(bad[0].tolist())
         expected = "0 and above" if takes == "class logits" else "0 to 1"
         whose = "the output sigmoid" if takes == "values" else network.loss.name
         raise ValueError(
-            f"y holds {y.min():g} to {y.max():g}, expected targets from {expected} for {whose}; of -1 and 1 take "
-            "(y + 1) / 2"
+            f"y[{', '.join(map(str, first))}] is {y[first]}, expected targets from {expected} for {whose}; of -1 and 1 "
+            "take (y + 1) / 2"
+        )
+
+
+def check_unmasked(name: str, a: ArrayLike) -> None:
+    """Refuse an array of which entries are masked: what is beneath the mask would be taken for values."""
+    if np.ma.is_masked(a):
+        first = tuple(np.argwhere(np.ma.getmaskarray(np.ma.asanyarray(a)))[0].tolist())
+        raise ValueError(
+            f"{name}[{', '.join(map(str, first))}] is masked, expected values: .filled(value) puts some there, or drop "
+            "such rows"
         )
 
 

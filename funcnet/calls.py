@@ -21,7 +21,7 @@ __all__ = ["array_function", "as_array"]
 
 # Arguments that are one array, so that a list of numbers is one.
 _ARRAYS = frozenset({"x", "y", "out", "sample_weight", "groups", "included"})
-_HELD_BY_HOST = (list, tuple, np.ndarray)  # to look at before JAX does; the rest it takes or refuses by itself
+_HELD_BY_HOST = (list, tuple, np.ndarray)  # to look at before JAX does, which would trace or cut them in silence
 _SETTINGS = frozenset({*(field.name for field in fields(Network)), "activation", "activations", "dtype"})
 
 

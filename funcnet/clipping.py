@@ -204,6 +204,6 @@ def _clip_factors(norms, max_norm) -> Array:
 
 
 def _scalar(name, value, dtype) -> Array:
-    if np.shape(value) != () or isinstance(value, str):
+    if value is None or isinstance(value, (str, list, tuple)) or np.shape(value) != ():
         raise ValueError(f"{name} is {describe(value)}, expected a number")
     return jnp.asarray(value, dtype)

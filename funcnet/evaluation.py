@@ -74,7 +74,7 @@ def evaluate(
 def score(
     out: ArrayLike, y: ArrayLike, network: Network = Network(), *, sample_weight: ArrayLike | None = None
 ) -> Metrics:
-    """`evaluate` for outputs that are already there, `(N, K)`. Other arguments as in `objective`.
+    """`evaluate` for outputs that are already there, `(N, K)`. Other arguments and errors as in `objective`.
 
     `R^2 = 1 - sum w |y - out|^2 / sum w |y - mean y|^2` for each output, and their mean; of targets that are all equal
     it is 1 if they are hit, else 0: as in scikit-learn.
@@ -88,7 +88,8 @@ def score(
     """
     check_network(network)
     out = jnp.asarray(out)
-    check_outputs(out)
+    if out.ndim == 0 or out.size == 0:
+        raise ValueError(f"out has shape {out.shape}, expected (..., K), at least one row of outputs")
     out = out.astype(jnp.float64 if out.dtype == jnp.float64 else jnp.float32)
     y, share = targets_and_shares(y, out, network, sample_weight)
     weights = None if sample_weight is None else share
@@ -123,7 +124,8 @@ def is_correct(out: ArrayLike, y: ArrayLike, network: Network = Network()) -> Ar
     """
     check_network(network)
     out, y = jnp.asarray(out), jnp.asarray(y)
-    check_outputs(out)
+    if out.ndim == 0:
+        raise ValueError("out has shape (), expected (..., K)")
     takes, K = network.loss.takes, out.shape[-1]
     check_targets(y, out.shape[:-1], K)
     if takes == "class logits" or (is_class_ids(y) and K > 1):
@@ -247,8 +249,9 @@ def checked_data(params, x, y, network) -> tuple[Any, Any]:
     check_params(params)
     check_network(network)
     x, y = as_array("x", x), as_array("y", y)
-    if jnp.ndim(x) < 2 or jnp.ndim(y) < 1:
-        raise ValueError(f"x has shape {jnp.shape(x)} and y {jnp.shape(y)}, expected a row for each sample")
+    for name, a in (("x", x), ("y", y)):
+        if jnp.ndim(a) == 0:
+            raise ValueError(f"{name} has shape (), expected an entry for each sample")
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} samples and y {len(y)}, expected as many in both, and at least one")
     if not isinstance(y, Tracer):
@@ -256,12 +259,6 @@ def checked_data(params, x, y, network) -> tuple[Any, Any]:
         check_labels(y, 2 if K == 1 else K)  # one output tells two apart
         check_probabilities(y, network)
     return x, y
-
-
-def check_outputs(out: Array) -> None:
-    """Check that these are rows of outputs."""
-    if out.ndim == 0 or out.size == 0:
-        raise ValueError(f"out has shape {out.shape}, expected (..., K), at least one row of outputs")
 
 
 def check_count(name: str, value: Any) -> None:

@@ -131,12 +131,13 @@ def _class_against_others(out: Array, y: Array) -> tuple[Array, Array, Array, Ar
     """
     own = jax.nn.one_hot(_countable(y), out.shape[-1], dtype=bool)
     largest = jnp.max(out, -1, keepdims=True)
-    below = jnp.where(jnp.isposinf(out), 0.0, out - largest)
+    is_infinite = jnp.isposinf(out)
+    alone = jnp.sum(is_infinite, -1, keepdims=True) == 1  # of two infinite logits none is the largest
+    below = jnp.where(is_infinite & alone, 0.0, out - largest)
     exp = jnp.exp(below)
     others = jnp.sum(jnp.where(own, 0.0, exp), -1, keepdims=True)
     below = jnp.sum(jnp.where(own, below, 0.0), -1, keepdims=True)
-    is_one = jnp.isfinite(largest) | (others + jnp.exp(below) == 1)  # of two infinite logits none is the largest
-    return own, exp, jnp.where(is_one, others, jnp.nan), below
+    return own, exp, others, below
 
 
 def _nan_if_out_of_range(own: Array) -> Array:

@@ -72,9 +72,12 @@ def check_optimizer(optimizer: Any) -> None:
 
 def check_opt_state(optimizer: Optimizer, opt_state: Any, params: Any) -> None:
     """Check that the state is one of this optimizer, for these parameters: another one's may fit by luck."""
-    expected = jax.eval_shape(optimizer.init, params)
-    same = jax.tree.structure(opt_state) == jax.tree.structure(expected)
-    if not same or jax.tree.map(np.shape, opt_state) != jax.tree.map(np.shape, expected):
+    try:
+        expected = jax.eval_shape(optimizer.init, params)
+    except jax.errors.JAXTypeError:  # it looks at values
+        return
+    (leaves, tree), (own_leaves, own_tree) = map(jax.tree.flatten, (opt_state, expected))
+    if tree != own_tree or [*map(np.shape, leaves)] != [*map(np.shape, own_leaves)]:
         raise ValueError(
             f"state.opt_state, of type {type(opt_state).__name__}, was made by another optimizer or for other "
             "parameters: init_state(params, optimizer) makes it anew"
@@ -237,10 +240,11 @@ def adamw(
     >>> updates  # -0.1 (1 + 0.5 * 2)
     Array([-0.2], dtype=float32)
     """
-    _check_rate("adam", lr)
-    _check_part("adam: b1", b1)
-    _check_part("adam: b2", b2)
     decays = not (isinstance(weight_decay, (int, float)) and weight_decay == 0)
+    name = "adamw" if decays else "adam"
+    _check_rate(name, lr)
+    _check_part(f"{name}: b1", b1)
+    _check_part(f"{name}: b2", b2)
 
     def init(params):
         return AdamState(_zero_steps(), _zeros_like(params), _zeros_like(params))

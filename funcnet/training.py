@@ -100,7 +100,7 @@ def make_step(
     check_count("accumulate", accumulate)
     functions = {"transform": transform, "augment": augment, "masks": masks, "value_and_gradient": value_and_gradient}
     for name, function in functions.items():
-        if not (function is None or callable(function)):
+        if not callable(function) and (function is not None or name == "value_and_gradient"):
             raise ValueError(f"{name} is {describe(function)}, expected a function")
     transform = transform or scale_pixels
 
@@ -124,6 +124,8 @@ def make_step(
             raise ValueError(f"state is {describe(state)}, expected a TrainState: init_state(params, optimizer)")
         check_opt_state(optimizer, state.opt_state, state.params)
         x, y = as_array("x", x), as_array("y", y)
+        if sample_weight is not None:
+            sample_weight = jnp.asarray(as_array("sample_weight", sample_weight))
         grads, metrics = passes(state.params, key, x, y, sample_weight)
         updates, opt_state = update_with(
             optimizer,
@@ -269,7 +271,8 @@ def _if_weighed(of_batch):
     def of_weighed_batch(state, batch):
         weighed = batch.weights.sum() != 0
         new, metrics = of_batch(state, batch._replace(weights=jnp.where(weighed, batch.weights, 1)))
-        return jax.tree.map(lambda new, old: jnp.where(weighed, new, old), new, state), metrics
+        kept = jax.tree.map(lambda new, old: jnp.where(weighed, new, old), new, state)
+        return kept, jax.tree.map(lambda mean: jnp.where(weighed, mean, 0), metrics)
 
     return of_weighed_batch
 

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.arguments import check_network, check_params
-from funcnet.datasets.arrays import check_unmasked
+from funcnet.arguments import check_network, check_params, check_unmasked
 from funcnet.described import described, from_described
 from funcnet.extras import import_extra
 from funcnet.files import as_path, open_regular, write_atomically

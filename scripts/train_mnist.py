@@ -101,6 +101,8 @@ def train(
     settings = {name: value for name, value in asdict(config).items() if name not in OF_ONE_PROCESS}
     facts = data.facts()
     check_same(settings | {"data": facts})
+    if config.resume is not None:
+        run_folder.check_data(config.resume, facts)
     config = decided(config)
     key_start, key_epochs, key_views = jax.random.split(jax.random.key(config.seed), 3)
     program = build(config, data, key_start)
@@ -298,8 +300,8 @@ def predict(run_dir: str | Path, images: np.ndarray) -> np.ndarray:
 
 
 def classes(run_dir: str | Path) -> tuple[str, ...]:
-    """The names of a run's classes, in the order of what `predict` gives."""
-    return tuple(facts_of(at_home(run_dir) / run_folder.CONFIG, DATA)["classes"])
+    """The names of a run's classes, in the order of what `predict` gives; none, if it did not keep them."""
+    return tuple(facts_of(at_home(run_dir) / run_folder.CONFIG, DATA).get("classes", ()))
 
 
 def report(result: Result) -> str:

@@ -669,13 +669,13 @@ def test_a_table_of_text(tmp_path, labels, names, start):
         ("own.csv", "", "the first line is '', expected names of columns"),
         ("own.csv", "y,a\n", "holds no samples"),
         ("own.csv", "y,a\n0,1\n1,x\n", "could not convert string 'x' to float64 at row 1, column 2"),
-        ("own.csv", "y,a,b\n0,1,2\n1,2\n", "line 3 has 2 fields, expected 3 as in the first line"),
+        ("own.csv", "y,a,b\n0,1,2\n1,2\n", "line 3: the number of fields is 2, expected 3 as in the first line"),
         (
             "own.csv",
             "a,b,y\n1,5,0,7,0\n2,5,0,8,1\n",
-            "line 2 has 5 fields, expected 3 as in the first line: decimal comm",
+            "line 2: the number of fields is 5, expected 3 as in the first line: decimal comm",
         ),
-        ("own.csv", 'a,b,y\n1,5,"0\n1"\n\n2,5,0,1\n', "line 5 has 4 fields, expected 3"),
+        ("own.csv", 'a,b,y\n1,5,"0\n1"\n\n2,5,0,1\n', "line 5: the number of fields is 4, expected 3"),
         ("own.csv", ",a,y\n0,7,0\n1,8,1\n", r"column 1 of the first line is '', .*to_csv\(path, index=False\)"),
         (
             "own.csv",

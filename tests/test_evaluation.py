@@ -166,7 +166,7 @@ def test_scores_are_in_float32_at_least():
 
 def test_targets_of_labels_are_from_0_to_1(params):
     x, y = np.ones((2, 6), np.float32), np.array([[1, -1, 1, 1], [1, 1, 1, 1]], np.float32)
-    with pytest.raises(ValueError, match=r"y holds -1 to 1, expected targets from 0 to 1 .* take \(y \+ 1\) / 2"):
+    with pytest.raises(ValueError, match=r"y\[0, 1\] is -1.0, expected targets from 0 to 1 .* take \(y \+ 1\) / 2"):
         evaluation.evaluate(params, x, y, LABELS)
 
 
@@ -230,17 +230,22 @@ def test_targets_that_name_no_class_are_not_correct():
 @pytest.mark.parametrize(
     ("network", "K", "y", "message"),
     [
-        (Network(), 3, [-1.0, 1, -1], r"y holds -1 to 1, expected targets from 0 and above for softmax_cross_entropy"),
+        (
+            Network(),
+            3,
+            [-1.0, 1, -1],
+            r"y\[0, 0\] is -1.0, expected targets from 0 and above for softmax",
+        ),
         (
             Network(output=activations.sigmoid, loss=funcnet.squared_error),
             1,
-            [30.0],
-            r"y holds 30 to 30, expected targets from 0 to 1 for the output sigmoid",
+            [-1.0],
+            r"y\[0, 0\] is -1.0, expected targets from 0 to 1 for the output sigmoid",
         ),
     ],
     ids=["logits", "probability"],
 )
-def test_targets_that_no_output_can_reach_are_refused(network, K, y, message):
+def test_targets_that_mean_something_else_are_refused(network, K, y, message):
     params, x, y = oracle.network(0, (6, K), np.float32), np.ones((4, 6), np.float32), np.array([y] * 4, np.float32)
     epoch = training.make_epoch(sgd(0.1), network, batch_size=2)
     with pytest.raises(ValueError, match=message):
@@ -253,10 +258,25 @@ def test_what_is_no_data_set_is_named(params):
     x, y = np.ones((2, 6), np.float32), np.array([0, 1])
     for wrong, message in (
         (lambda: evaluation.evaluate(None, x, y), r"params is None .*, expected a list \[\(W, b\), ...\]"),
-        (lambda: evaluation.evaluate(params, 1.0, y), r"x has shape \(\) and y \(2,\), expected a row for each sample"),
+        (lambda: evaluation.evaluate(params, 1.0, y), r"x has shape \(\), expected an entry for each sample"),
         (lambda: evaluation.score(1.0, y), r"out has shape \(\), expected \(..., K\)"),
         (lambda: evaluation.is_correct(x, y, funcnet.relu), r"network is relu .*, expected a Network: Network\(hidden"),
         (lambda: funcnet.check_labels(y, "3"), "classes is '3' of type str, expected a whole number of at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
+
+
+def test_rounding_and_scaled_test_data_are_no_mistake(params):
+    """Targets a little out of range, and outputs for ids that a transform makes rows of."""
+    x, slightly = np.ones((3, 6), np.float32), np.array([[1 + 2e-7, -2e-7, 0, 0]] * 3, np.float32)
+    probabilities = Network(output=activations.sigmoid, loss=funcnet.squared_error)
+    for network, y in (
+        (Network(), slightly),
+        (Network(loss=funcnet.sigmoid_cross_entropy), slightly),
+        (probabilities, np.full((3, 4), 1.2, np.float32)),
+    ):
+        assert np.isfinite(evaluation.evaluate(params, x, y, network).loss)
+    rows = evaluation.evaluate(params, np.arange(3), np.arange(3), transform=lambda _, ids: jax.nn.one_hot(ids, 6))
+    assert np.isfinite(rows.loss)
+    assert evaluation.is_correct(np.zeros((0, 3)), np.zeros(0, int)).shape == (0,)

@@ -180,9 +180,10 @@ def test_infinite_logits_have_their_limits():
         for delta in deltas:
             np.testing.assert_allclose(delta, [[0, 0, 0], [-0.5, 0, 0.5], [1, -1, 0]])
         np.testing.assert_allclose(p, [[1, 0, 0], [0.5, 0, 0.5], [1, 0, 0]])
-        value, delta, *_ = evaluated(softmax_cross_entropy, two, y)
+        value, *deltas, _ = evaluated(softmax_cross_entropy, two, y)
         assert np.isnan(value).all()
-        assert np.isnan(delta).any(-1).all()
+        for delta in deltas:
+            assert np.isnan(delta).any(-1).all()
     out, y = [[inf], [-inf], [inf], [-inf]], [[1.0], [0.0], [0.0], [1.0]]
     value, *deltas, _ = evaluated(sigmoid_cross_entropy, out, y)
     np.testing.assert_allclose(value, [0, 0, inf, inf])
@@ -251,3 +252,19 @@ def test_a_loss_of_no_functions_is_refused(wrong):
     functions = {"fn": abs, "delta": abs, "predict": abs} | {wrong: "abs"}
     with pytest.raises(ValueError, match=f"mine: {wrong} is 'abs', expected a function"):
         losses.Loss("mine", **functions)
+
+
+@EACH
+def test_samples_may_have_any_number_of_axes(loss):
+    rng = np.random.default_rng(0)
+    out, ids = rng.normal(size=(4, 3, 5)).astype(np.float32), rng.integers(0, 5, (4, 3))
+    for y in ids, np.eye(5, dtype=np.float32)[ids]:
+        as_rows = evaluated(loss, out.reshape(12, 5), y.reshape(12, *y.shape[2:]))
+        for many, rows in zip(evaluated(loss, out, y), as_rows, strict=True):
+            np.testing.assert_allclose(np.reshape(many, np.shape(rows)), rows, rtol=1e-6)
+
+
+def test_an_id_of_64_bits_is_not_cut(x64):
+    """2^32 would be class 0 in 32 bits."""
+    out, y = np.zeros((1, 3)), np.array([2**32])
+    assert np.isnan(jax.jit(softmax_cross_entropy.fn)(out, y)).all()

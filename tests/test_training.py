@@ -450,3 +450,32 @@ def test_an_epoch_with_weights_is_replayed_with_them():
     replay = partial(training.first_nonfinite_step, step, state, key, x, y, batch_size=2)
     assert replay()[0] == at
     assert replay(sample_weight=weights)[0] is None
+    _, metrics = training.make_epoch(sgd(0.1), batch_size=2)(state, key, x, y, weights)
+    assert np.isfinite(metrics.loss)
+
+
+@jax.tree_util.register_pytree_node_class
+class Opaque:
+    """A state that cannot be compared."""
+
+    def __init__(self, mean):
+        self.mean = mean
+
+    def tree_flatten(self):
+        return [self.mean], None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [lambda params: Opaque(jax.tree.map(jnp.zeros_like, params)), lambda params: jax.tree.map(np.zeros_like, params)],
+    ids=["not comparable", "numpy"],
+)
+def test_an_optimizer_of_one_s_own_may_start_as_it_likes(start):
+    params, x, y = oracle.network(0, (4, 3), np.float32), np.ones((5, 4), np.float32), np.arange(5) % 3
+    own = funcnet.Optimizer(start, lambda grads, state, params: (jax.tree.map(jnp.negative, grads), state))
+    state, _ = training.make_step(own)(training.init_state(params, own), jax.random.key(0), x, y)
+    assert state.step == 1

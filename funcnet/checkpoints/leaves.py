@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from funcnet.datasets.arrays import check_unmasked
+from funcnet.arguments import check_unmasked
 
 
 def is_number(leaf) -> bool:

@@ -13,9 +13,7 @@ def check_notes(value: Any, where: str = "notes") -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise ValueError(
-                    f"{where} has the key {key!r}, expected text: JSON would make it that, {str(key)!r} say"
-                )
+                raise ValueError(f"{where} has the key {key!r}, expected text: JSON would make it that")
             check_notes(inner, f"{where}[{key!r}]")
     elif isinstance(value, list):
         for place, inner in enumerate(value):

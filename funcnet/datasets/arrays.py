@@ -6,25 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-# As pandas and spreadsheets write that there is no label. Not "none", which may well be a class.
-_MISSING = [
-    "",
-    "nan",
-    "NaN",
-    "NAN",
-    "-nan",
-    "-NaN",
-    "NA",
-    "#NA",
-    "N/A",
-    "#N/A",
-    "n/a",
-    "<NA>",
-    "NaT",
-    "null",
-    "NULL",
-    "None",
-]
+from funcnet.arguments import check_unmasked
+
+# As pandas and spreadsheets write that there is no label; not `none` in small letters, which may well be a class.
+_MISSING = ["", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "#NA", "N/A", "#N/A", "n/a", "<NA>", "NaT", "null", "NULL",
+            "None"]  # fmt: skip
 
 Arrays = tuple[np.ndarray, np.ndarray]  # (x, y): (N, inputs), int32 (N,)
 
@@ -76,16 +62,6 @@ def from_arrays(
             raise ValueError(f"x{part} has {len(x)} samples and y{part} {len(y)}, expected as many in both")
     pairs = list(zip(inputs, labels, strict=True))
     return Dataset(*pairs) if x_test is not None else split(*pairs[0]), names
-
-
-def check_unmasked(name: str, a: ArrayLike) -> None:
-    """Refuse an array of which entries are masked: what is beneath the mask would be taken for values."""
-    if np.ma.is_masked(a):
-        first = tuple(np.argwhere(np.ma.getmaskarray(np.ma.asanyarray(a)))[0].tolist())
-        raise ValueError(
-            f"{name}[{', '.join(map(str, first))}] is masked, expected values: .filled(value) puts some there, or drop "
-            "such rows"
-        )
 
 
 def split(x: np.ndarray, y: np.ndarray, held_out: int | None = None) -> Dataset:

@@ -180,9 +180,10 @@ def _column(file, place, width) -> np.ndarray:
     try:
         for row in rows:
             if len(row) not in (0, width):  # an empty line is none
+                hint = ": decimal commas are points here, and text with commas is in quotation marks"
                 raise ValueError(
-                    f"line {rows.line_num} has {len(row)} fields, expected {width} as in the first line: decimal "
-                    "commas are points here, and text with commas stands between quotation marks"
+                    f"line {rows.line_num}: the number of fields is {len(row)}, expected {width} as in the first line"
+                    f"{hint if len(row) > width else ''}"
                 )
             column += row[place : place + 1]
     except csv.Error as error:

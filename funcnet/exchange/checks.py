@@ -13,8 +13,7 @@ import numpy as np
 
 from funcnet import activations
 from funcnet.activations import Activation, relu
-from funcnet.arguments import check_meaning, check_network, check_params, computed_in
-from funcnet.datasets.arrays import check_unmasked
+from funcnet.arguments import check_meaning, check_network, check_params, check_unmasked, computed_in
 from funcnet.losses import squared_error
 from funcnet.mlp import forward
 from funcnet.network import Network, Params

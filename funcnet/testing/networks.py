@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet import mlp
 from funcnet.activations import Activation
 from funcnet.arguments import check_input, check_network, check_params, targets_and_shares
 from funcnet.mlp import backward, objective
@@ -20,8 +21,6 @@ from funcnet.testing.kinks import JUDGED_AT_KINKS, judge_at_kinks, near_kinks, r
 from funcnet.testing.ladder import FLOAT64_TOLERANCE, ROUNDING_FLOOR, judge
 from funcnet.testing.report import Report, Row, error_in_eps, name_of, verdict
 from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, whatever_the_numbers
-
-OWN = backward
 
 
 @whatever_the_numbers
@@ -84,7 +83,7 @@ def check_backward(
                 notes += more
             rows += judge_at_kinks(reference, by_hand, args, near, network)
     if not at_kink.all():
-        rows += _judge_behaviour(by_hand, rows_of(args, ~at_kink), network.compute_dtype, own=backward is OWN)
+        rows += _judge_behaviour(by_hand, rows_of(args, ~at_kink), network.compute_dtype, own=backward is mlp.backward)
     if not all(row.ok for row in rows):
         notes += _suspects(by_hand, args, network)
     return Report(name_of(backward), rows, notes)
@@ -163,7 +162,7 @@ def save_case(
 
 
 def _judge_behaviour(by_hand, args, compute_dtype, *, own) -> tuple[Row, ...]:
-    """The same bits again; and, in float64, the same without jit, and the batch as the mean of its samples.
+    """The same bits again; in float64 the batch as the mean of its samples; and, but for `own`, the same without jit.
 
     Without jit each operation is a program of its own, seconds of compiling; funcnet's own tests do that for its own.
     """

@@ -40,9 +40,12 @@ class Data(NamedTuple):
 
     def facts(self) -> dict[str, Any]:
         """What tells one data set from another, as JSON keeps it."""
-        images, _, labels = self.parts["train"]
-        checksum = zlib.crc32(np.ascontiguousarray(labels).data, zlib.crc32(np.ascontiguousarray(images).data))
-        return {"name": self.name, "images": [*images.shape], "checksum": f"{checksum:08x}", "classes": [*self.names]}
+        shapes, checksum = {}, 0
+        for name, (images, _, labels) in self.parts.items():
+            shapes[name] = [*images.shape]
+            for a in (images, labels):
+                checksum = zlib.crc32(np.ascontiguousarray(a).data, checksum)
+        return {"name": self.name, "images": shapes, "checksum": f"{checksum:08x}", "classes": [*self.names]}
 
 
 DIGITS = tuple("0123456789")

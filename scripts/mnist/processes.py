@@ -78,7 +78,7 @@ def check_same(facts: dict[str, Any]) -> None:
     every = process_allgather(np.frombuffer(b"".join(digests), np.uint32).reshape(len(facts), -1))
     differ = (every != every[0]).any((0, 2))
     if differ.any():
-        here = [f"{name} {fact!r}" for (name, fact), other in zip(facts.items(), differ, strict=True) if other]
+        here = [f"{name} {fact!r:.200}" for (name, fact), other in zip(facts.items(), differ, strict=True) if other]
         raise ValueError(f"the processes were not all given what process {jax.process_index()} was: {', '.join(here)}")
 
 

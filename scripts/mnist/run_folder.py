@@ -46,14 +46,19 @@ def _is_leftover(path: Path) -> bool:
     return files.is_leftover(path) or path.name == LOCK
 
 
+def check_data(run_dir: Path, data: dict[str, Any]) -> None:
+    """Refuse to go on with other data than a run began with."""
+    for name, was in facts_of(run_dir / CONFIG, DATA).items():
+        if name in data and data[name] != was:
+            change = f"{name} was {was!s:.100} and is {data[name]!s:.100}"
+            raise ValueError(f"--resume {run_dir}: that run began with other data: {change}")
+
+
 @contextmanager
 def opened(config: Config, data: dict[str, Any]) -> Iterator[Path]:
     """The run's folder with the configuration in it: a new one, writable before anything is trained, or the old one.
 
     No other run can open it meanwhile.
-
-    Raises:
-      ValueError: the run that is to go on began with other data.
     """
     now = int(broadcast_one_to_all(np.uint32(time.time()))) if jax.process_count() > 1 else time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
@@ -72,11 +77,6 @@ def _begin(config: Config, run_dir: Path, data: dict[str, Any]) -> None:
     """Tidy up after a run that was killed, and leave the configuration of a new one."""
     if config.resume is None:
         check_free(run_dir)  # another run may have been quicker, and be over
-    else:
-        for name, was in facts_of(run_dir / CONFIG, DATA).items():
-            if name in data and data[name] != was:
-                change = f"{name} was {was!s:.100} and is {data[name]!s:.100}"
-                raise ValueError(f"--resume {run_dir}: that run began with other data: {change}")
     with _errors_of(run_dir):
         for path in filter(files.is_leftover, run_dir.iterdir()):
             path.unlink()

@@ -186,7 +186,7 @@ def read(path: Path) -> Config:
 
 
 def facts_of(path: Path, name: str) -> dict[str, Any]:
-    """What JAX and the machine, or the data, were like for the run of a configuration; empty, if that was not kept."""
+    """What a run kept beside its settings, under `name`; empty, if it did not."""
     kept = _content(path).get(name)
     return kept if isinstance(kept, dict) else {}
 
