@@ -10,6 +10,7 @@ inputs, so that pre-activations are exactly at the kink, and an eighth has all-z
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from itertools import pairwise
 
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 import tyro
 
 from funcnet import Network, activations, losses, testing
+from funcnet.arguments import check_meaning
 
 
 def draw_network(rng):
@@ -31,7 +33,11 @@ def draw_network(rng):
     leading = [(), (1,), (7,), (2, 3)][rng.integers(4)]
     ids, masked, weighted = (rng.random(3) < 0.5).tolist()
     dtype = ["float32", "float64", "float16", "bfloat16"][rng.choice(4, p=[0.4, 0.4, 0.1, 0.1])]
-    return dtype, Network(hidden, output, loss), (sizes, leading, ids, masked, weighted)
+    network = Network(hidden, output, loss)
+    with suppress(ValueError):  # an output that the loss is not for is refused
+        check_meaning(network, sizes[-1])
+        return dtype, network, (sizes, leading, ids, masked, weighted)
+    return dtype, Network(hidden, loss=loss), (sizes, leading, ids, masked, weighted)
 
 
 def draw_arrays(rng, dtype, sizes, leading, ids, masked, weighted):
