@@ -131,7 +131,7 @@ def is_correct(out: ArrayLike, y: ArrayLike, network: Network = Network()) -> Ar
     if takes == "class logits" or (is_class_ids(y) and K > 1):
         said = jnp.argmax(out, -1)
         right = said == y if is_class_ids(y) else (said == jnp.argmax(y, -1)) & (jnp.max(y, -1) > jnp.min(y, -1))
-        return right & ~jnp.any(jnp.isnan(out), -1)
+        return right & ~jnp.isnan(jnp.max(out, -1))  # NaN if any is; the loss asks for the largest, too
     if takes == "values" and network.output != sigmoid:
         return None
     yes = out > (0 if takes == "label logits" else 0.5)
