@@ -104,7 +104,8 @@ def check_everything(calls, dtype):
 
         rows = as_rows(by_jax, batch)
         assert (norms.shape, norms.dtype) == (batch, dtype)
-        np.testing.assert_allclose(np.ravel(norms), norms_of(rows), rtol=8 * np.finfo(dtype).eps)
+        # 9 eps were seen on one kind of processor: the deltas of a layer are rounded, as those of the rows are.
+        np.testing.assert_allclose(np.ravel(norms), norms_of(rows), rtol=16 * np.finfo(dtype).eps)
         for got, row in zip(jax.tree.leaves(per_leaf), rows, strict=True):
             np.testing.assert_allclose(np.ravel(got), norms_of([row]), rtol=32 * np.finfo(dtype).eps)
 
