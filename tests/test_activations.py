@@ -17,8 +17,6 @@ EACH = pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.n
 OTHERS = tuple(leaky_relu(slope) for slope in (0, 0.3, 0.5))
 INF = np.inf
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
 
 @partial(jax.jit, static_argnums=0)
 def _evaluated(acts, z):

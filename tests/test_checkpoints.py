@@ -17,8 +17,6 @@ import funcnet
 from funcnet import checkpoints, sharding, training
 from funcnet.optimizers import averaged
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
 
 def a_state(sizes=(6, 8, 4), dtype=jnp.float32, step=0):
     """Of Adam with an average, filled with noise from NumPy, so that nothing is compiled."""

@@ -705,7 +705,7 @@ def train_on(dataset, tmp_path, **settings):
     )
 
 
-def test_fashion_mnist_trains_by_one_command(small_fashion, tmp_path, monkeypatch, capsys, not_optimized):
+def test_fashion_mnist_trains_by_one_command(small_fashion, tmp_path, monkeypatch, capsys):
     """From a folder that is named, and from the cache."""
     folder = fill(tmp_path / "mine", small_fashion[1])
     monkeypatch.setattr("train_mnist.draw", lambda *_: None)
@@ -718,7 +718,7 @@ def test_fashion_mnist_trains_by_one_command(small_fashion, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_own_arrays_train_by_one_command(tmp_path, capsys, not_optimized):
+def test_own_arrays_train_by_one_command(tmp_path, capsys):
     """Rows of 3 numbers, which are no images, with text for labels."""
     x = RNG.normal(size=(60, 3)) + 4 * np.arange(60)[:, None] % 3
     result = train_on(own(tmp_path / "own", "npz", x=x, y=np.array(TEXT)[np.arange(60) % 3]), tmp_path)
@@ -727,7 +727,7 @@ def test_own_arrays_train_by_one_command(tmp_path, capsys, not_optimized):
     assert {path.name for path in result.run_dir.glob("*.png")} == {"confusion.png", "curves.png"}
 
 
-def test_three_lines_train_on_own_arrays(tmp_path, not_optimized):
+def test_three_lines_train_on_own_arrays(tmp_path):
     x = np.eye(3)[np.arange(60) % 3] + RNG.normal(size=(60, 3)) / 9
     path = own(tmp_path / "own", "npz", x=x, y=np.array(TEXT)[np.arange(60) % 3])
 

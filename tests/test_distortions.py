@@ -19,9 +19,6 @@ upright_in_one = jax.jit(upright, static_argnames=("width", "image_shape"))
 source_points_in_one = jax.jit(source_points, static_argnums=(1, 2, 3))
 
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
-
 @pytest.fixture
 def images():
     return np.random.default_rng(0).integers(0, 256, (50, 784)).astype(np.uint8)

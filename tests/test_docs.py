@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from compiler import not_optimized
 
 import funcnet
 
@@ -92,8 +91,7 @@ def test_a_page_s_own_blocks_run(page, hooks, tmp_path, monkeypatch):
         if block not in elsewhere or missing & set(defined(tree)):
             chosen.insert(0, block)
             missing = missing - set(defined(tree)) | used(tree)
-    with not_optimized():
-        run(chosen, page)
+    run(chosen, page)
 
 
 @pytest.mark.slow
@@ -122,7 +120,7 @@ def test_the_notebook_runs():
     notebook = json.loads((DOCS / "pages" / "quickstart.ipynb").read_text())
     code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell.get("outputs") for cell in notebook["cells"])
-    with contextlib.redirect_stdout(None), not_optimized():
+    with contextlib.redirect_stdout(None):
         run([re.sub(r"^%.*$", "", cell, flags=re.MULTILINE) for cell in code], "quickstart.ipynb")
 
 

@@ -10,8 +10,6 @@ import sklearn.metrics
 import funcnet
 from funcnet import Network, activations, evaluation, sgd, training
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
 SIZES = (6, 9, 4)
 
 

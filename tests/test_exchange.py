@@ -26,7 +26,6 @@ from funcnet import Network, activations, exchange, losses
 onnx = pytest.importorskip("onnx", reason="needs the extra `exchange`")
 torch = pytest.importorskip("torch", reason="needs the extra `exchange`")
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
 
 SIZES = (6, 9, 8, 4)
 MINE = replace(losses.squared_error, name="mine")

@@ -20,7 +20,6 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `exchan
 onnx = pytest.importorskip("onnx", reason="needs the extra `exchange`")
 torch = pytest.importorskip("torch", reason="needs the extra `exchange`")
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
 
 helper, nn = onnx.helper, torch.nn
 ALL = (*activations.SHIPPED, activations.leaky_relu(1 / 3))

@@ -19,7 +19,6 @@ from funcnet import Network, activations, exchange, losses
 torch = pytest.importorskip("torch", reason="needs the extra `exchange`")
 prune = pytest.importorskip("torch.nn.utils.prune", reason="needs the extra `exchange`")
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
 
 nn, F = torch.nn, torch.nn.functional
 ALL = (*activations.SHIPPED, activations.leaky_relu(0.25))

@@ -14,8 +14,6 @@ from funcnet import losses, sigmoid_cross_entropy, softmax_cross_entropy, square
 
 EACH = pytest.mark.parametrize("loss", losses.SHIPPED, ids=lambda loss: loss.name)
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
 
 def jax_delta(loss, out, y):
     return jax.grad(lambda out: loss.fn(out, y).sum())(out)

@@ -11,8 +11,6 @@ from funcnet import Network, activations, initializers
 
 SIZES = (6, 9, 4)
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
 
 @pytest.fixture(scope="module")
 def call():

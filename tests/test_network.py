@@ -29,8 +29,6 @@ from funcnet import (
     training,
 )
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
 SIZES = (6, 9, 4)
 EACH_ACTIVATION = (*activations.SHIPPED, activations.leaky_relu(0.2))
 

@@ -39,9 +39,6 @@ PAIRS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
-
 @pytest.fixture(autouse=True)
 def promotion_as_optax_needs_it():
     """Optax relies on implicit promotion; ours is run strictly in the other files."""

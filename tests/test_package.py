@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiler import not_optimized
 from public_names import public_names
 
 import funcnet
@@ -175,6 +174,5 @@ def test_every_python_block_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
     namespace = {}
-    with not_optimized():
-        for block in blocks:
-            exec(compile(block, "README.md", "exec"), namespace)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)

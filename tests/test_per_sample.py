@@ -14,8 +14,6 @@ import pytest
 import funcnet
 from funcnet import Network, activations, curvature, losses, per_sample
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
 SIZES = (6, 9, 8, 4)
 BATCHES = [(1,), (7,), (128,), (), (3, 5)]
 EVERY = [Network(act, loss=loss) for act, loss in itertools.product(activations.SHIPPED, losses.SHIPPED)]

@@ -18,9 +18,6 @@ SIZES, KEY = (6, 9, 4), np.array([0, 1], np.uint32)
 APPLY = jax.jit(apply_updates)
 
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
-
 @pytest.fixture
 def data():
     rng = np.random.default_rng(0)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scaling
-from compiler import not_optimized
 from jax.sharding import PartitionSpec
 
 from funcnet import sharding
@@ -52,8 +51,7 @@ def test_a_prediction():
 
 
 def test_the_tables(capsys):
-    with not_optimized():
-        scaling.main(hidden_sizes=(16,), batch_size=32)
+    scaling.main(hidden_sizes=(16,), batch_size=32)
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
     assert [row[0].strip("| ") for row in rows] == ["data=1", "data=2", "data=4", "data=8", "data=4,model=2", "model=8"]
     assert all("all-reduce" in row[2] for row in rows[1:])

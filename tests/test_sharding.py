@@ -21,8 +21,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import funcnet
 from funcnet import Network, sharding, training
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
 MESHES = {
     "data 8": ("data=8", AxisType.Auto),
     "data 8, explicit": ("data=8", AxisType.Explicit),

@@ -20,8 +20,6 @@ from funcnet.activations import Activation
 from funcnet.losses import Loss
 from funcnet.testing.__main__ import TRANSFORMS, matrix
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
 
 @pytest.fixture(scope="module")
 def call():

@@ -41,9 +41,6 @@ FILES = {"config.json", "metrics.jsonl", "scores.json", "weights.safetensors"}
 DRAW = train_mnist.draw
 
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def draws_nothing():
     """Pictures take longer than these runs; one test draws them, and so do the processes."""

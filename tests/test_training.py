@@ -16,8 +16,6 @@ from funcnet import Network, activations, evaluation, training
 from funcnet.optimizers import adam, averaged, sgd
 from funcnet.regularizers import dropout_masks
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
 
 @pytest.fixture(scope="module")
 def data():

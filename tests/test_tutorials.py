@@ -21,9 +21,6 @@ import three_tasks
 import funcnet
 from funcnet import Network, activations, datasets, losses, testing, training
 
-pytestmark = pytest.mark.usefixtures("not_optimized")
-
-
 # The oracle: (f, f') and (loss, d loss / d a_L) of columns, a chain of layers, gradients summed over the batch.
 
 FS = {
