@@ -1,7 +1,7 @@
 """The pages of the documentation: every block of Python runs, page by page, as a reader would run it.
 
-A page's blocks from README.md, which `test_package.py` runs, are slow here, and so is a page of other frameworks. Of
-all, a quick test sees to it that a page defines names before it uses them.
+Each block of README.md runs alone. The pages are slow, but for one; a quick test sees to it that each defines names
+before it uses them.
 """
 
 import ast
@@ -18,8 +18,12 @@ import pytest
 
 import funcnet
 
-DOCS = Path(__file__).parent.parent / "scripts" / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "scripts" / "docs"
 PAGES = {str(path.relative_to(DOCS / "pages")): path for path in sorted((DOCS / "pages").rglob("*.md"))}
+README = re.findall(  # the blocks, and what they print
+    r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+)
 HEAVY = {"equinox", "flax", "torch"}  # not in the extra `test`
 
 
@@ -69,43 +73,46 @@ def used(tree):
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
-# The other pages show again what the quick tests know.
-QUICK = "conventions.md", "index.md"
-
-
-@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page not in QUICK)) for page in PAGES])
-def test_a_page_s_own_blocks_run(page, hooks, tmp_path, monkeypatch):
-    """With those of README.md that they build on. And every name in all of them is defined before."""
-    monkeypatch.chdir(tmp_path)
-    blocks = blocks_of(hooks.on_page_markdown(PAGES[page].read_text()))
-    trees = [ast.parse(block, page) for block in blocks]
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_defines_what_it_uses(page, hooks):
     names = set(dir(builtins))
-    for tree in trees:
+    for block in blocks_of(hooks.on_page_markdown(PAGES[page].read_text())):
+        tree = ast.parse(block, page)
         names |= set(defined(tree))
         assert used(tree) <= names
-    if HEAVY & names:
-        return
-    elsewhere = blocks_of((DOCS.parent.parent / "README.md").read_text())
-    chosen, missing = [], set()
-    for block, tree in zip(reversed(blocks), reversed(trees), strict=True):
-        if block not in elsewhere or missing & set(defined(tree)):
-            chosen.insert(0, block)
-            missing = missing - set(defined(tree)) | used(tree)
-    run(chosen, page)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+# The others show again what the quick tests know; the blocks of index.md are the README's.
+QUICK = "conventions.md"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page != QUICK)) for page in PAGES])
 def test_every_block_of_a_page_runs(page, hooks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write files
-    text = hooks.on_page_markdown(PAGES[page].read_text())
-    assert not re.search(r"^\{\{", text, re.MULTILINE)
+    text = PAGES[page].read_text()
+    assert not re.search(r"^\{\{", hooks.on_page_markdown(text), re.MULTILINE)
     blocks = blocks_of(text)
     wanted = {name for name in HEAVY if re.search(rf"^(import|from) {name}\b", "\n".join(blocks), re.MULTILINE)}
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
     run(blocks, page)
+
+
+@pytest.mark.parametrize("number", range(len(README)))
+def test_a_block_of_the_readme_runs_alone(number, tmp_path, monkeypatch, capsys):
+    """And prints what stands below it, but for the last digits."""
+    monkeypatch.chdir(tmp_path)
+    block, printed = README[number]
+    run([block], "README.md")
+    words = capsys.readouterr().out.split()
+    assert len(words) >= 1
+    if printed:
+        assert [word for word in printed.split() if word.isalpha()] == [word for word in words if word.isalpha()]
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
 def test_the_reference_has_every_module():
@@ -126,9 +133,8 @@ def test_the_notebook_runs():
 
 def test_a_wrong_marker_stops_the_build(hooks):
     for line, message in (
-        ("{{ readme: No such heading }}", "no section 'No such heading'"),
         ("{{ sauce: funcnet.mlp.init }}", "expected readme, changelog, figures, source or line"),
-        ("  {{readme}}", "no section ''"),
+        ("  {{readne}}", "expected readme"),
         ("{{ line: funcnet.mlp.backward: no such }}", "not enough values"),
     ):
         with pytest.raises(ValueError, match=message):

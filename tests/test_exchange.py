@@ -7,7 +7,6 @@ import pickle
 import re
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -296,11 +295,3 @@ def test_stablehlo_runs_any_activation_at_any_batch(tmp_path, monkeypatch):
     for n in (1, 7, 128):
         x = np.random.default_rng(n).standard_normal((n, 6), np.float32)
         assert close(exported.call(x), funcnet.predict(params, x, network), 1e-6)
-
-
-def test_the_block_of_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (block,) = re.findall(r"```python exchange\n(.*?)```", readme, re.DOTALL)
-    exec(compile(block, "README.md", "exec"), {})
-    assert {path.name for path in tmp_path.iterdir()} == {"network.onnx", "network.stablehlo"}

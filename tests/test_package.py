@@ -168,11 +168,3 @@ def test_the_signature_in_the_help_is_one_short_line():
 
 def test_types_are_shipped():
     assert (ROOT / "funcnet" / "py.typed").exists()
-
-
-def test_every_python_block_of_the_readme_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    namespace = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)

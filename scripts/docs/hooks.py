@@ -1,6 +1,6 @@
 """What the documentation takes from elsewhere in the repository, so that nothing is said twice, and its formulas.
 
-In a page, a line `{{ readme: Heading }}` stands for that section of README.md, `{{ changelog: }}` for CHANGELOG.md,
+In a page, a line `{{ readme: }}` stands for README.md and `{{ changelog: }}` for CHANGELOG.md, without their titles,
 `{{ figures: FILE: SUITE }}` for the table of a suite of scripts/benchmarks/results/FILE.json,
 `{{ source: funcnet.mlp.backward_sweep }}` for the source of that function, and `{{ line: FUNCTION: START }}` for its
 line that starts so. LaTeX becomes MathML, which browsers draw by themselves. Extras are
@@ -52,9 +52,9 @@ def _mathml(latex, display):
 def _taken(line):
     kind, _, name = line.strip().removeprefix("{{").removesuffix("}}").strip().partition(":")
     if kind == "readme":
-        return section((ROOT / "README.md").read_text(), name.strip())
+        return _with_links_of_the_site(_without_title("README.md"))
     if kind == "changelog":
-        return (ROOT / "CHANGELOG.md").read_text().split("\n", 1)[1]
+        return _without_title("CHANGELOG.md")
     if kind == "source":
         return f"```py\n{_source(name.strip())}```"  # not `python`: the tests run what is
     if kind == "figures":
@@ -81,9 +81,11 @@ def _source(name):
     return inspect.getsource(getattr(importlib.import_module(module), function))
 
 
-def section(readme, heading):
-    """A section of the README without its heading, its links made to fit."""
-    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", readme, re.DOTALL | re.MULTILINE)
-    if not found:
-        raise ValueError(f"README.md has no section {heading!r}")
-    return found[1].replace("](scripts/pictures/", "](pictures/").replace("```python exchange", "```python")
+def _without_title(name):
+    return (ROOT / name).read_text().split("\n", 1)[1]
+
+
+def _with_links_of_the_site(text):
+    """Pages and pictures lie elsewhere here; files that the site does not have are named alone."""
+    text = text.replace("](scripts/pictures/", "](pictures/").replace("](scripts/docs/pages/", "](")
+    return re.sub(r"\[(`[^`]+`)\]\((?!http)[^)]*\)", r"\1", text)
