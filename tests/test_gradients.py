@@ -91,10 +91,15 @@ def test_equals_jax_grad_at_every_depth(dtype):
 @pytest.mark.parametrize("depth", [1, 2, 4, 32])
 @pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
 def test_equals_jax_grad_everywhere(act, depth, dtype):
-    """Two layers with and without weights and masks in batches of every shape, the others with both."""
+    """Two layers with and without weights and masks in batches of every shape, half of them in each dtype."""
     kinds = {
         1: [(leading, True, True) for leading in LEADING],
-        2: list(itertools.product(LEADING, (False, True), (False, True))),
+        2: [
+            (leading, weighted, masked)
+            for i, leading in enumerate(LEADING)
+            for weighted, masked in itertools.product((False, True), (False, True))
+            if (i + weighted + masked + (dtype == "float64")) % 2 == 0
+        ],
         4: [(leading, True, True) for leading in LEADING],
         32: [((7,), True, True)],
     }

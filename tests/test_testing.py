@@ -54,13 +54,12 @@ def test_the_correct_one_is_not(sizes, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", [10, 100])
-def test_no_false_alarm_in_a_short_sweep(cases, capsys):
-    """Of one network the short one, of ten the long one."""
-    status = false_alarms.main(cases=cases, seed=1, draws=10)
+def test_no_false_alarm_in_a_short_sweep(capsys):
+    """Of five networks."""
+    status = false_alarms.main(cases=50, seed=1, draws=10)
     printed = capsys.readouterr().out
     assert status == 0, printed
-    assert printed.startswith(f"0 of {cases} correct gradients rejected (seed 1: ")
+    assert printed.startswith("0 of 50 correct gradients rejected (seed 1: ")
 
 
 def test_a_false_alarm_is_printed_with_what_reproduces_it(monkeypatch, capsys):
