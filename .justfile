@@ -14,7 +14,7 @@ test *arguments:
 
 # The slow tests: full matrices, kills, several processes
 slow *arguments:
-    pytest -n auto -m slow {{arguments}}
+    pytest -n auto --dist worksteal -m slow {{arguments}}
 
 # Style and types
 style:
