@@ -14,8 +14,7 @@ from jaxlib.version import __version_info__ as jaxlib_version
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Most programs of tests are over sooner than a compiler's best is ready. They compute the same, but for rounding; with
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment they are compiled as users' programs are.
-HASTY = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") not in ("0", "false")
-if HASTY and jaxlib_version < (0, 11):
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0" and jaxlib_version < (0, 11):
     # Halves the time once more. A jaxlib that has lost this flag would end the process, so later ones go without it.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # A program that was compiled once is read from there: by the next run, the other workers and the processes that tests
@@ -29,7 +28,8 @@ os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share
 import jax
 import pytest
 
-jax.config.update("jax_disable_most_optimizations", HASTY)  # for a jax that a plugin has imported before
+# The environment comes too late for a jax that a plugin has imported before.
+jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")  # on accelerators float32 products are rounded to TF32
