@@ -440,7 +440,7 @@ def with_one(value, dtype=None):
         (np.array(["one", None] * 10, object), r"y\[1\] is None, expected a label for each sample"),
         (np.array(["one", None] * 10, StringDType(na_object=None)), r"y\[1\] is None, expected a label for each"),
         (np.array(["one", np.nan] * 10, StringDType(na_object=np.nan)), r"y\[1\] is nan, expected a label for each"),
-        (np.ma.masked_array(Y, np.arange(20) == 7), r"y\[7\] is masked, expected values: .filled\(value\) puts some"),
+        (np.ma.masked_array(Y, np.arange(20) == 7), r"y\[7\] is masked, expected values: fill them in by .filled"),
         (np.eye(3)[Y] / 2, r"y has shape \(20, 3\), expected one label per sample, \(N,\), or one-hot rows"),
         (Y.reshape(5, 4), r"y has shape \(5, 4\), expected one label per sample"),
         (Y.reshape(5, 4, 1), r"y has shape \(5, 4, 1\), expected \(N,\)"),
@@ -497,7 +497,7 @@ def test_inputs_that_people_have(x, scaled):
         (
             np.ma.masked_array(X, np.broadcast_to(np.arange(4) == 3, X.shape)),
             None,
-            r"x\[0, 0, 3\] is masked, expected values: .filled\(value\) puts",
+            r"x\[0, 0, 3\] is masked, expected values: fill them in by .filled\(value\)",
         ),
         (X, np.ma.masked_greater(X, 99), r"x_test\[0, 0, 0\] is masked, expected values"),
         (np.ones(20), None, r"x has shape \(20,\), expected \(N, ...\), a row for each sample: x\[:, None\], if each"),

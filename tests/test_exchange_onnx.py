@@ -237,7 +237,7 @@ REFUSED = {
         open_rank_3(1), "node 1 is a Softmax over axis 1, which is not, or not for sure, the last, expected layers"),
     "softmax over all": (open_rank_3(None, opset=11), "node 1 is a Softmax over axis 1, which is not"),
     "softmax over one": (chain(("Gemm", ["x", W[:, :1], b[:1]], "o"), ("Softmax", ["o"], "y"), n_out=1),
-                         "softmax_cross_entropy over one output is 0"),
+                         "softmax_cross_entropy over one output is always 0"),
     "relu and a sigmoid": (chain(("Gemm", ["x", W, b], "z"), ("Relu", ["z"], "a"), ("Sigmoid", ["a"], "y"), n_out=8),
                            "sigmoid_cross_entropy takes logits, and output=relu"),
     "Elu of another alpha": (between(("Elu", ["z"], "a", {"alpha": 0.5})), "node 1 is a Elu, and Elu is none of"),

@@ -196,7 +196,7 @@ REFUSED = {
     "relu and a sigmoid": (
         nn.Sequential(linear(), nn.ReLU(), nn.Sigmoid()), "sigmoid_cross_entropy takes logits, and output=relu",
     ),
-    "a softmax over one": (nn.Sequential(linear(6, 1), nn.Softmax(1)), "softmax_cross_entropy over one output is 0"),
+    "a softmax over one": (nn.Sequential(linear(6, 1), nn.Softmax(1)), "softmax_cross_entropy over one output is alw"),
     "values decide": (
         Calls(lambda m, x: m.a(x) if x.abs().max() < 1 else m.b(x), a=linear(), b=linear()),
         "model is a Calls and decides by values of its input" + EXPECTED,
@@ -469,7 +469,7 @@ class TestStateDicts:
                 "fc.lora_A.weight is by its name half of a LoRA adapter, expected that of a linear layer",
             ),
             ({"embed.weight": torch.ones(4, 4), "fc.weight": torch.ones(3, 4)}, "embed.weight is by its name an emb"),
-            ({"weight": torch.ones(1, 2)}, "softmax_cross_entropy over one output is 0"),
+            ({"weight": torch.ones(1, 2)}, "softmax_cross_entropy over one output is always 0"),
             ({"0.weight": torch.ones(2, 3, 4)}, r"0.weight has shape \(2, 3, 4\), expected the weight"),
             (STATE | {"0.scale": torch.ones(2)}, r"0.scale has shape \(2,\), expected the weight"),
             (STATE | {"1.weight": torch.ones(5), "1.bias": torch.ones(5)}, r"1.weight has shape \(5,\), expected"),

@@ -359,7 +359,7 @@ def test_a_state_has_buffers_of_its_own(data):
 
 def test_a_list_in_a_jitted_epoch_is_refused_and_a_seed_is_no_key(data):
     epoch, state = training.make_epoch(sgd(0.1), batch_size=5), fresh_state(sgd(0.1))
-    with pytest.raises(ValueError, match="x is a list, traced number by number: make it an array before jit"):
+    with pytest.raises(ValueError, match="x is a list, traced number by number: convert it to an array before jit"):
         jax.jit(epoch)(state, jax.random.key(0), data[0].tolist(), data[1])
     with pytest.raises(ValueError, match=r"key is .*, expected a JAX random key"):
         epoch(state, 0, *data)

@@ -347,7 +347,7 @@ def test_what_is_no_network_is_not_saved(tmp_path):
         "metadata is a list of 1, expected a dictionary of text": lambda: weights.save(
             tmp_path / "w", params, metadata=[("run", "7")]
         ),
-        r"layer 1: b\[3\] is masked, expected values: .filled": lambda: weights.save(
+        r"layer 1: b\[3\] is masked, expected values: fill them in by .filled": lambda: weights.save(
             tmp_path / "w", [(params[0][0], np.ma.masked_array(params[0][1], np.arange(4) == 3))]
         ),
         "hidden is a tuple of 1, expected an Activation or 0 of them": lambda: weights.save(
