@@ -1,4 +1,4 @@
-"""Activations: each an elementwise function and, beside it, its derivative.
+"""Activations: elementwise functions, each with its derivative.
 
 A derivative takes `(z, a)` with `a = fn(z)`, so that a rule can use whichever of the two is cheaper or
 more accurate. At a kink every function here takes the derivative **from the left**: `relu'(0) = 0`, as in
@@ -97,7 +97,7 @@ relu = Activation(
 def leaky_relu(slope: float = 0.01) -> Activation:
     """`a = z` for `z > 0`, else `slope * z`; Maas, Hannun and Ng, ICML 2013.
 
-    Cached, so that two calls with one slope are one static value and one trace.
+    Cached, so that two calls with the same slope give the same static value, and share one trace.
 
     Args:
       slope: a finite Python number.
@@ -116,7 +116,7 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     return _leaky_relu(float(slope))
 
 
-@functools.cache  # a function of its own: leaky_relu(), leaky_relu(0.01) and leaky_relu(slope=0.01) share one entry
+@functools.cache  # here, so that leaky_relu(), leaky_relu(0.01) and leaky_relu(slope=0.01) share one entry
 def _leaky_relu(slope: float) -> Activation:
     if not math.isfinite(slope):
         raise ValueError(f"leaky_relu: slope is {slope}, expected a finite number")

@@ -134,10 +134,10 @@ def private_sum(
 
     Args:
       key: a JAX random key, new for every step, and secret: whoever knows it can subtract the noise.
-      params: as in `funcnet.objective`; so are `x`, `y`, `network`, `masks`.
+      params: as in `funcnet.objective`, like the arguments up to `network`.
       x: `(..., n_0)`.
       y: class ids `(...)` or targets `(..., K)`.
-      network: static; under a `compute_dtype` the bound holds to its rounding.
+      network: static; with a `compute_dtype` the bound holds up to its rounding.
       max_norm: the bound of a sample's influence, not negative.
       noise_multiplier: the noise's standard deviation divided by `max_norm`.
       included: boolean `(...)`, which samples take part, by default all: Poisson sampling draws batches of varying

@@ -67,7 +67,7 @@ def uniform(low: float, high: float) -> Initializer:
     return _uniform(float(low), float(high))
 
 
-@functools.cache  # a function of its own: positional and keyword bounds share one entry
+@functools.cache  # here, so that positional and keyword bounds share one entry
 def _uniform(low: float, high: float) -> Initializer:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, low, high)
 

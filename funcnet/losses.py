@@ -1,4 +1,4 @@
-"""Losses: each a function of the network's output and the target and, beside it, its own delta.
+"""Losses: functions of the network's output and the target, each with its delta.
 
 Targets with an integer dtype are class ids of shape `(...)`; targets with a floating dtype are shaped like the
 output, `(..., K)`. Under jit an id outside `[0, K)` cannot raise an error: it gives a NaN loss **and** a NaN gradient.
@@ -98,7 +98,7 @@ def one_hot(y: Array, K: int, dtype: DTypeLike) -> Array:
 
 
 def _countable(y: Array) -> Array:
-    return y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # an int8 could not count to K
+    return y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # K may not fit in an int8
 
 
 def _times(y: Array, v: Array) -> Array:
@@ -132,7 +132,7 @@ def _class_against_others(out: Array, y: Array) -> tuple[Array, Array, Array, Ar
     own = jax.nn.one_hot(_countable(y), out.shape[-1], dtype=bool)
     largest = jnp.max(out, -1, keepdims=True)
     is_infinite = jnp.isposinf(out)
-    alone = jnp.sum(is_infinite, -1, keepdims=True) == 1  # of two infinite logits none is the largest
+    alone = jnp.sum(is_infinite, -1, keepdims=True) == 1  # of two infinite logits neither is the largest
     below = jnp.where(is_infinite & alone, 0.0, out - largest)
     exp = jnp.exp(below)
     others = jnp.sum(jnp.where(own, 0.0, exp), -1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The heart: a multilayer perceptron as pure functions, with its gradient written by hand.
+"""A multilayer perceptron as pure functions, with its gradient written by hand.
 
 With `delta_l = d objective / d z_l`, `N` samples over all leading axes, and `m_l` the dropout mask of `a_l`:
 

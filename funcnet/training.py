@@ -320,7 +320,7 @@ def make_prebatched_epoch(
 
 
 def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` for several networks in one program: at once by `vmap`, or on a CPU, which one keeps busy, one by one.
+    """`fn` for several networks in one program: by `vmap`, or on a CPU, which one network keeps busy, one by one.
 
     Args:
       fn: any function of arrays, such as an epoch.

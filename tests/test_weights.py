@@ -171,11 +171,11 @@ def test_what_is_one_s_own_is_kept_by_name_and_has_to_be_brought(tmp_path, netwo
             r'the file has the hidden tanh, but the given network has \["tanh", "tanh"\]',
         ),
         ({"output": activations.tanh}, "the file has the output identity, but the given network has tanh"),
-        ({"loss": losses.squared_error}, "the file has the loss softmax_cross_entropy, but .* with squared_error"),
-        ({"compute_dtype": "float16"}, "the file has the compute_dtype bfloat16, but .* with float16"),
+        ({"loss": losses.squared_error}, "the file has the loss softmax_cross_entropy, but .* has squared_error"),
+        ({"compute_dtype": "float16"}, "the file has the compute_dtype bfloat16, but .* has float16"),
         (
             {"compute_dtype": None},
-            "the file has the compute_dtype bfloat16, but .* with None; to use another, load the",
+            "the file has the compute_dtype bfloat16, but .* has None; to use another, load the",
         ),
     ],
 )
@@ -185,7 +185,7 @@ def test_a_network_of_other_names_than_the_file_s_is_refused(tmp_path, changes, 
     with pytest.raises(ValueError, match=f"w: {message}"):
         weights.load(tmp_path / "w", replace(network, **changes))
     weights.save(tmp_path / "w", PARAMS, Network())
-    with pytest.raises(ValueError, match=r"w: the file has the compute_dtype None, but .* with bfloat16"):
+    with pytest.raises(ValueError, match=r"w: the file has the compute_dtype None, but .* has bfloat16"):
         weights.load(tmp_path / "w", Network(compute_dtype="bfloat16"))
 
 

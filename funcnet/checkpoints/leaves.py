@@ -22,7 +22,7 @@ def is_empty(leaf) -> bool:
 
 
 def is_key(leaf) -> bool:
-    """Whether it is a random key with a dtype of its own."""
+    """Whether it is a random key of the new style."""
     return isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

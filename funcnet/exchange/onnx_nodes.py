@@ -15,7 +15,7 @@ from funcnet.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared
 from funcnet.network import Network
 
 _PASSES = {"Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}  # the numbers stay the same
-FOLDED = _PASSES | {"Constant", "Transpose"}  # done to constants beforehand
+FOLDED = _PASSES | {"Constant", "Transpose"}  # computed beforehand for constants
 _ELEMENTWISE = {
     "Abs", "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "Greater", "GreaterOrEqual", "LeakyRelu", "Less",
     "LessOrEqual", "Log", "Max", "Min", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Sigmoid", "Softplus",
@@ -153,7 +153,9 @@ def _function(onnx, model, part: Between, W, constants) -> Activation:
     (a,) = evaluated(onnx, model, nodes, wide | {part.start: z}, [part.end])
     candidates = [*activations.SHIPPED]
     if a.shape == z.shape and np.isfinite(slope := -float(a[z == -1].mean())):
-        candidates.append(leaky_relu(slope if W.dtype == np.float64 else float(str(np.float32(slope)))))  # 0.01 is 0.01
+        candidates.append(
+            leaky_relu(slope if W.dtype == np.float64 else float(str(np.float32(slope))))
+        )  # 0.01 stays 0.01
     with float64():
         errors = [_distance(np.asarray(f.fn(jnp.array(z))), a, z) for f in candidates]
     if not min(errors) <= 4 * max(float(jnp.finfo(W.dtype).eps), 1e-7):
