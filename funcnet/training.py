@@ -112,7 +112,7 @@ def make_step(
         drawn = masks and masks(masks_key, params, x.shape[:-1])
         value, grads = value_and_gradient(params, x, y, network, masks=drawn, sample_weight=sample_weight)
 
-        # The same forward pass as in the gradient: XLA computes it once.
+        # The same forward pass as in the gradient: under jit, XLA computes it once.
         out = forward(params, x, network, masks=drawn)
         return grads, Metrics(value, *accuracies(out, y, network, sample_weight))
 

@@ -89,7 +89,7 @@ def near_kinks(args, network) -> list[np.ndarray]:
 
 
 def judge_at_kinks(reference, by_hand, args, near, network) -> tuple[Row, ...]:
-    """A row for each of the first samples at a kink: is its gradient between those on the two sides?"""
+    """A row for each of the first samples at a kink: whether its gradient is between those on the two sides."""
     rows = []
     for i in np.flatnonzero(np.concatenate(near, 1).any(1))[:JUDGED_AT_KINKS]:
         sample = rows_of(args, np.array([i]))[:4]
