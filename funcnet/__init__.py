@@ -1,7 +1,7 @@
-"""Neural networks as pure functions on JAX, with a hand-written backward that can be trusted.
+"""Neural networks as pure functions on JAX, with a hand-written backward that is compared with `jax.grad`.
 
-Parameters are `[(W, b), ...]`; `forward(params, x)` and a hand-written `backward(params, x, y)` are jitted, compose
-with every JAX transformation, and are compared with `jax.grad`.
+Parameters are `[(W, b), ...]`; `forward(params, x)` and `backward(params, x, y)` are jitted, and compose with every JAX
+transformation.
 
 >>> import jax, jax.numpy as jnp, funcnet
 >>> params = funcnet.init(jax.random.key(0), (4, 8, 3))

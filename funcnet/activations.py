@@ -1,11 +1,11 @@
-"""Activations: each an elementwise function and, beside it, its derivative.
+"""Activations: elementwise functions, each with its derivative.
 
 A derivative takes `(z, a)` with `a = fn(z)`, so that a rule can use whichever of the two is cheaper or
 more accurate. At a kink every function here takes the derivative **from the left**: `relu'(0) = 0`, as in
 `jax.nn.relu`, and `leaky_relu'(0) = slope`, as in PyTorch. The functions are written with `where` rather than
 `maximum` so that `jax.grad` takes the same side (the gradient of `jnp.maximum(z, 0)` at 0 is 1/2), and so that
-NaN stays NaN. A new activation is a new value: `Activation("square", lambda z: z * z, lambda z, a: 2 * z)`,
-made once, at module level, because every fresh function is a fresh trace.
+NaN stays NaN. To add an activation, make a value: `Activation("square", lambda z: z * z, lambda z, a: 2 * z)`.
+Make it once, at module level, because JAX traces again for every new function.
 """
 
 import functools
@@ -40,11 +40,11 @@ __all__ = [
 class Activation:
     """An elementwise function with its hand-written derivative: a static value, compared by its fields.
 
-    A shipped one is pickled by its name, any other with its functions, so `pickle` needs functions that can be
-    imported; a lambda goes by `cloudpickle`, and arrives as a new function.
+    A shipped one is pickled by its name. Any other is pickled with its functions, so `pickle` needs functions that can
+    be imported; `cloudpickle` also takes lambdas, which are loaded as new functions.
 
     Attributes:
-      name: what errors, summaries and files call it.
+      name: its name in errors, summaries and files.
       fn: `z -> a`, elementwise.
       deriv: `(z, a) -> da/dz`, elementwise, `a` being `fn(z)`.
 
@@ -64,7 +64,7 @@ class Activation:
             raise ValueError(f"{self.name}: fn is {self.fn!r} and deriv {self.deriv!r}, expected two functions")
 
     def __repr__(self) -> str:
-        """Short, so that signatures and reports stay readable: a shipped one is its name."""
+        """The name of a shipped one, so that signatures and reports stay readable."""
         return self.name if is_shipped(self) else f"Activation({self.name!r}, ...)"
 
     def __reduce__(self):
@@ -79,7 +79,7 @@ def _clip_infinities(z: Array) -> Array:
 
 
 def _gated(z: Array, gate: Array) -> Array:
-    """`z * gate`, and its limits: 0 at minus infinity, infinity at infinity."""
+    """`z * gate`, and its limits at infinite `z`: 0 at minus infinity, infinity at infinity."""
     return jnp.where(z == jnp.inf, z, _clip_infinities(z) * gate)
 
 
@@ -97,7 +97,7 @@ relu = Activation(
 def leaky_relu(slope: float = 0.01) -> Activation:
     """`a = z` for `z > 0`, else `slope * z`; Maas, Hannun and Ng, ICML 2013.
 
-    Cached, so that two calls with one slope are one static value and one trace.
+    Cached, so that two calls with the same slope give the same static value, and share one trace.
 
     Args:
       slope: a finite Python number.
@@ -116,7 +116,7 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     return _leaky_relu(float(slope))
 
 
-@functools.cache  # by value: a default and a keyword would be other keys
+@functools.cache  # here, so that leaky_relu(), leaky_relu(0.01) and leaky_relu(slope=0.01) share one entry
 def _leaky_relu(slope: float) -> Activation:
     if not math.isfinite(slope):
         raise ValueError(f"leaky_relu: slope is {slope}, expected a finite number")
@@ -143,8 +143,8 @@ tanh = Activation(
 
 
 def _softplus(z: Array) -> Array:
-    # Two smooth branches: jax.grad is right at 0 to all orders, and loses nothing at large z, as it does through
-    # logaddexp, whose rule subtracts z from log(1 + exp z).
+    # With two smooth branches, jax.grad is correct at 0 to all orders, and accurate at large z. Through logaddexp it is
+    # not accurate there: the rule of logaddexp subtracts z from log(1 + exp z).
     minus_abs = jnp.where(z > 0, -z, z)
     return jnp.where(z > 0, z, 0.0) + jnp.log1p(jnp.exp(minus_abs))
 
@@ -193,7 +193,7 @@ gelu = Activation("gelu", _gelu, _gelu_deriv)
 
 
 def _gelu_tanh_u(z: Array) -> Array:
-    z = jnp.clip(z, -50, 50)  # where s(2u) has long been 0 or 1, and z^3 cannot overflow
+    z = jnp.clip(z, -50, 50)  # beyond, s(2u) is 0 or 1; z^3 cannot overflow
     return math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
 
 
@@ -225,7 +225,7 @@ def from_name(name: str) -> Activation:
       name: `relu`, `tanh`, ..., `leaky_relu` (slope 0.01) or `leaky_relu(0.2)`.
 
     Raises:
-      ValueError: there is none of that name; the message lists those there are.
+      ValueError: there is none of that name; the message lists the names.
 
     >>> from_name("leaky_relu(0.2)") is leaky_relu(0.2)
     True
@@ -237,13 +237,13 @@ def from_name(name: str) -> Activation:
         try:
             return leaky_relu(float(name[len("leaky_relu(") : -1]))
         except ValueError:
-            pass  # not a slope: the message below says what would be
+            pass  # not a slope: the error below shows the form
     known = ", ".join(sorted(by_name.keys() - {leaky_relu().name}))
     raise ValueError(f"unknown activation {name!r}, expected one of {known} or leaky_relu(SLOPE)")
 
 
 def is_shipped(activation: Activation) -> bool:
-    """Whether funcnet has this very activation under its name, so that the name is enough to find it again.
+    """Whether `from_name` finds this very activation by its name.
 
     >>> is_shipped(leaky_relu(0.2)), is_shipped(Activation("relu", jnp.abs, lambda z, a: jnp.sign(z)))
     (True, False)

@@ -1,8 +1,8 @@
-"""The arguments of a call: checked, and cast to what a pass takes.
+"""Checks of a call's arguments, and their casts to the dtypes of a pass.
 
-Shapes and dtypes are checked while tracing, so the checks are free at run time. Every message names the argument, what
-came and what was expected; for parameters also the layer. Values (labels in range, NaN) cannot be seen while tracing:
-`losses` turns a bad label into NaN, and `check_labels` looks at labels before training starts.
+Shapes and dtypes are checked while tracing, so the checks are free at run time. Every message names the argument, the
+value and the expected one; for parameters also the layer. Values (labels in range, NaN) cannot be seen while tracing:
+`losses` turns a bad label into NaN, and `check_labels` checks labels before training starts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["check_labels"]
 
 
 def prepared(params, x, network, masks) -> tuple[Array, list[tuple[Array, Array, Activation, Array | None]]]:
-    """A call's arguments, checked and cast: `a_0`, and the chain of layers, `(W, b, f, mask)` each.
+    """A call's arguments, checked and cast: `a_0`, and the list of layers, `(W, b, f, mask)` each.
 
-    `W` has the dtype of products, all the rest that of the computation: float32 at least.
+    `W` has the dtype of products, everything else that of the computation: float32 at least.
     """
     check_params(params)
     check_network(network)
@@ -44,18 +44,18 @@ def prepared(params, x, network, masks) -> tuple[Array, list[tuple[Array, Array,
 
 
 def cast(params, network) -> list[tuple[Array, Array]]:
-    """Parameters as a pass takes them: `W` in the dtype of products, `b` in that of the sums."""
+    """The parameters in the dtypes of a pass: `W` in that of products, `b` in that of sums."""
     dtype = computed_in(params)
     return [(W.astype(network.compute_dtype or dtype), b.astype(dtype)) for W, b in params]
 
 
 def computed_in(params) -> np.dtype:
-    """The dtype of a computation: that of the parameters, but float32 at least."""
+    """The dtype of a computation: that of the parameters, or float32 if that is narrower."""
     return np.dtype(np.float64 if params[0][0].dtype == np.float64 else np.float32)
 
 
 def targets_and_shares(y, out, network, sample_weight) -> tuple[Array, Array]:
-    """The targets, checked and in the dtype of the output, and the part `(...)` of each sample in the mean."""
+    """The targets, checked and in the dtype of the output, and the weight `(...)` of each sample in the mean."""
     batch_shape, K = out.shape[:-1], out.shape[-1]
     check_meaning(network, K)
     y = jnp.asarray(y)
@@ -70,28 +70,25 @@ def targets_and_shares(y, out, network, sample_weight) -> tuple[Array, Array]:
 
 
 def summable(w: Array) -> Array:
-    """Weights of which the sum is finite: huge ones are scaled, and only their ratios matter."""
+    """The weights, scaled if they are huge, so that their sum is finite; only their ratios matter."""
     return w * jnp.where(jnp.max(jnp.abs(w)) > 1e30, 2.0**-64, 1.0).astype(w.dtype)
 
 
 def losses_of(out: Array, y: Array, network: Network) -> Array:
-    """The loss of each sample, `(...)`; one of the user's may have another shape."""
+    """The loss of each sample, `(...)`; checked, because a user's own loss may return another shape."""
     value = network.loss.fn(out, y)
     if value.shape != out.shape[:-1]:
         raise ValueError(
             f"loss {network.loss.name} gives shape {value.shape} for outputs {out.shape}, expected {out.shape[:-1]}: "
-            "one number per sample, the sum over the outputs, and no mean over samples"
+            "one number per sample, summed over the outputs, without a mean over samples"
         )
     return value
 
 
 def like(params, grads) -> Params:
-    """`grads` in the structure of `params` (a layer may be a list or a named tuple), and in its dtype."""
+    """`grads` in the structure (a layer may be a list or a named tuple) and the dtype of `params`."""
     dtype = params[0][0].dtype
     return jax.tree.unflatten(jax.tree.structure(params), [g.astype(dtype) for g in jax.tree.leaves(grads)])
-
-
-# The checks.
 
 
 def _is_floating(a: Array) -> bool:
@@ -99,14 +96,14 @@ def _is_floating(a: Array) -> bool:
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> None:
-    """Check that it is a floating dtype, and switched on; `float` is whichever of the two JAX has."""
+    """Check that `dtype` is floating and enabled in JAX; `float` is float64 or float32, whichever JAX uses."""
     found = floating(dtype, name).name
     if dtype is not float and jax.dtypes.canonicalize_dtype(found).name != found:
         raise ValueError(f"{name} is {found}, which JAX would make float32: set jax_enable_x64 first")
 
 
 def check_network(network: Any) -> None:
-    """Check that `network` is a `Network`, and that its dtype is switched on."""
+    """Check that `network` is a `Network`, and that its dtype is enabled in JAX."""
     if not isinstance(network, Network):
         several = isinstance(network, (list, tuple)) and network and all(isinstance(f, Activation) for f in network)
         hint = f": Network(hidden={network!r})" if several or isinstance(network, Activation) else ""
@@ -116,14 +113,14 @@ def check_network(network: Any) -> None:
 
 
 def check_key(key: Any) -> None:
-    """Check that it is one random key, of the new style or the old."""
+    """Check that `key` is one random key, of the new style or the old."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if (is_key and shape == ()) or (dtype == np.uint32 and len(shape or ()) == 1):
         return
     if isinstance(key, Integral):
         raise ValueError(f"key is {key}, expected a JAX random key: jax.random.key({key})")
-    hint = ": vmap over several" if is_key else ", e.g. jax.random.key(0)"
+    hint = ": use vmap for several keys" if is_key else ", e.g. jax.random.key(0)"
     raise ValueError(f"key is {describe(key)}, expected a JAX random key{hint}")
 
 
@@ -131,16 +128,16 @@ _SAY_NO_NO = ("relu", "leaky_relu(0.0)", "softplus", "elu", "silu", "gelu", "gel
 
 
 def check_meaning(network: Network, K: int) -> None:
-    """Refuse what trains without a word and means nothing: a loss on outputs that it is not for."""
+    """Refuse a loss on outputs that it is not meant for, which would train without an error but mean nothing."""
     loss, output = network.loss, network.output
     if loss.takes == "class logits" and K == 1:
         raise ValueError(
-            f"{loss.name} over one output is 0 whatever the output is: for two classes take "
-            "Network(loss=sigmoid_cross_entropy), or two outputs; for regression loss=squared_error"
+            f"{loss.name} over one output is always 0: for two classes take "
+            "Network(loss=sigmoid_cross_entropy), or two outputs; for regression take loss=squared_error"
         )
     squashed = {"sigmoid"} if loss.takes == "class logits" else {"sigmoid", *_SAY_NO_NO}
     if loss.takes != "values" and output.name in squashed:
-        because = "squashes them first" if output.name == "sigmoid" else "lets through none far below 0, which say no"
+        because = "squashes them first" if output.name == "sigmoid" else "never gives any far below 0, which mean no"
         raise ValueError(
             f"{loss.name} takes logits, and output={output} {because}: leave output at identity (predict gives "
             "probabilities), or take loss=squared_error"
@@ -153,7 +150,7 @@ def check_sizes(sizes: Any) -> None:
     if not isinstance(sizes, Sequence) or isinstance(sizes, str) or len(sizes) < 2:
         raise ValueError(f"sizes is {describe(sizes)}, expected at least two widths, e.g. (784, 128, 10)")
     for l, n in enumerate(sizes):
-        smallest = 0 if 0 < l < len(sizes) - 1 else 1  # a hidden layer of width 0 is a network of biases
+        smallest = 0 if 0 < l < len(sizes) - 1 else 1  # with a hidden layer of width 0, the output is a bias
         if isinstance(n, bool) or not isinstance(n, Integral) or n < smallest:
             raise ValueError(f"sizes[{l}] is {n!r}, expected a whole number >= {smallest}")
 
@@ -203,15 +200,15 @@ def check_input(params: Any, x: Array) -> None:
 
 
 def check_masks(masks: Any, widths: Sequence[int], batch_shape: tuple[int, ...]) -> tuple[Array | None, ...]:
-    """The `L` masks of `a_0 .. a_{L-1}`, each `None` or shaped like its activation."""
+    """The `L` masks of `a_0 .. a_{L-1}`, checked: each is `None` or shaped like its activation."""
     L = len(widths)
     if masks is None:
         return (None,) * L
     if not isinstance(masks, Sequence) or len(masks) != L:
-        raise ValueError(f"masks is {describe(masks)}, expected {L} of them, for a_0 to a_{L - 1}, None keeping all")
+        raise ValueError(f"masks is {describe(masks)}, expected {L} of them, for a_0 to a_{L - 1}; None keeps all")
     for l, (mask, n) in enumerate(zip(masks, widths, strict=True)):
         if mask is not None and not hasattr(mask, "shape"):
-            raise ValueError(f"masks[{l}] is {describe(mask)}, expected an array, or None to keep all")
+            raise ValueError(f"masks[{l}] is {describe(mask)}, expected an array, or None to keep all entries")
         if mask is not None and not _is_floating(mask):
             raise ValueError(f"masks[{l}] has dtype {mask.dtype}, expected a floating dtype: 0, or 1 / (1 - rate)")
         if mask is not None and mask.shape != (*batch_shape, n):
@@ -225,7 +222,7 @@ def check_targets(y: Array, batch_shape: tuple[int, ...], K: int) -> None:
         if y.shape != batch_shape:
             raise ValueError(
                 f"y has dtype {y.dtype}, so it holds class ids, and shape {y.shape}, expected "
-                f"{batch_shape}, one per sample; targets shaped like the output are floating"
+                f"{batch_shape}, one per sample; targets shaped like the output have a floating dtype"
             )
     elif not _is_floating(y):
         raise ValueError(f"y has dtype {y.dtype}, expected an integer dtype (class ids) or a floating one (targets)")
@@ -237,14 +234,15 @@ def check_targets(y: Array, batch_shape: tuple[int, ...], K: int) -> None:
 
 
 def check_labels(y: ArrayLike, classes: int) -> None:
-    """Raise if a class id is outside `[0, classes)`; under jit nothing could.
+    """Raise an error if a class id is outside `[0, classes)`. Under jit that is not possible.
 
     Args:
-      y: class ids; targets of a floating dtype pass unseen.
-      classes: how many there are.
+      y: class ids; targets of a floating dtype are not checked.
+      classes: the number of classes.
 
     Raises:
-      ValueError: naming the first offending index and its value; or `y` holds no numbers.
+      ValueError: a class id is out of range (the message names the first index and its value), or `y` does not hold
+        numbers.
 
     >>> check_labels(np.array([0, 9, 10]), 10)
     Traceback (most recent call last):
@@ -255,8 +253,8 @@ def check_labels(y: ArrayLike, classes: int) -> None:
     y = np.asarray(y)
     if y.dtype.kind not in "iufV":  # V: bfloat16
         raise ValueError(
-            f"y has dtype {y.dtype}, expected an integer dtype (class ids) or a floating one (targets): of booleans "
-            "y.astype(int), of names names, y = np.unique(y, return_inverse=True)"
+            f"y has dtype {y.dtype}, expected an integer dtype (class ids) or a floating one (targets): convert "
+            "booleans by y.astype(int), names by `names, y = np.unique(y, return_inverse=True)`"
         )
     if y.dtype.kind not in "iu":
         return
@@ -267,9 +265,10 @@ def check_labels(y: ArrayLike, classes: int) -> None:
 
 
 def check_probabilities(y: ArrayLike, network: Network) -> None:
-    """Check, where values can be seen, the targets of logits: below 0 their loss has no bottom; of labels, above 1 too.
+    """Check the values of floating targets, where they can be seen; some rounding is allowed.
 
-    And that a sigmoid, of which the values are targets, is not given -1 for 0. Some rounding is no matter.
+    A loss on logits has no minimum for targets below 0, or on label logits for targets above 1. A sigmoid output with
+    targets as values needs 0, not -1.
     """
     y, takes = np.asarray(y), network.loss.takes
     if np.issubdtype(y.dtype, np.integer) or (takes == "values" and network.output != sigmoid):
@@ -281,17 +280,17 @@ def check_probabilities(y: ArrayLike, network: Network) -> None:
         expected = "0 and above" if takes == "class logits" else "0 to 1"
         whose = "the output sigmoid" if takes == "values" else network.loss.name
         raise ValueError(
-            f"y[{', '.join(map(str, first))}] is {y[first]}, expected targets from {expected} for {whose}; of -1 and 1 "
-            "take (y + 1) / 2"
+            f"y[{', '.join(map(str, first))}] is {y[first]}, expected targets from {expected} for {whose}; convert "
+            "targets of -1 and 1 by (y + 1) / 2"
         )
 
 
 def check_unmasked(name: str, a: ArrayLike) -> None:
-    """Refuse an array of which entries are masked: what is beneath the mask would be taken for values."""
+    """Refuse an array with masked entries: the data under the mask would be used as values."""
     if np.ma.is_masked(a):
         first = tuple(np.argwhere(np.ma.getmaskarray(np.ma.asanyarray(a)))[0].tolist())
         raise ValueError(
-            f"{name}[{', '.join(map(str, first))}] is masked, expected values: .filled(value) puts some there, or drop "
+            f"{name}[{', '.join(map(str, first))}] is masked, expected values: fill them in by .filled(value), or drop "
             "such rows"
         )
 

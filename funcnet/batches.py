@@ -14,12 +14,12 @@ __all__ = ["Batches", "plan_batches", "shuffle"]
 def shuffle(key: Array, n: int) -> Array:
     """A uniformly random order of `0 .. n-1`, `(n,)` int32, six times as fast on a CPU as `jax.random.permutation`.
 
-    The index travels in the low bits of one random integer, so that the sort is of plain integers; rounds of it stack
-    up random bits, as in a radix sort, until ties (which keep the order of the round before) no longer matter.
+    Each index is in the low bits of a random integer, so that only plain integers are sorted. Several rounds add random
+    bits, as in a radix sort, until ties (which keep the order of the round before) are too rare to matter.
 
     Args:
       key: a JAX random key.
-      n: how many; static.
+      n: the number of indices; static.
 
     >>> jnp.sort(shuffle(jax.random.key(0), 5))
     Array([0, 1, 2, 3, 4], dtype=int32)
@@ -35,11 +35,11 @@ def shuffle(key: Array, n: int) -> Array:
 
 
 class Batches(NamedTuple):
-    """What an epoch's steps work on, one row per step; a pytree to `scan` over."""
+    """The keys, samples and weights of an epoch's steps, one row per step; a pytree to `scan` over."""
 
     keys: Array  # (S,), for the transform and the masks of each step
     indices: Array  # (S, B), int32: which samples
-    weights: Array | None  # (S, B), float32: 0 for what fills up the last batch; None if it is full
+    weights: Array | None  # (S, B), float32: 0 for the samples that fill up the last batch; None if there are none
 
 
 def plan_batches(key: Array, n: int, batch_size: int) -> Batches:

@@ -1,4 +1,4 @@
-"""A call from outside: `jax.jit`, with lists made arrays before it, and words where JAX would name nothing."""
+"""`jax.jit` for the functions that users call: it converts lists to arrays, and errors name the argument."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from funcnet.network import Network
 
 __all__ = ["array_function", "as_array"]
 
-# Arguments that are one array, so that a list of numbers is one.
+# Arguments that are one array, so that a list of numbers is converted.
 _ARRAYS = frozenset({"x", "y", "out", "sample_weight", "groups", "included"})
-_HELD_BY_HOST = (list, tuple, np.ndarray)  # to look at before JAX does, which would trace or cut them in silence
+_HELD_BY_HOST = (list, tuple, np.ndarray)  # checked before JAX would trace or truncate them in silence
 _SETTINGS = frozenset({*(field.name for field in fields(Network)), "activation", "activations", "dtype"})
 
 
 def array_function(fn: Callable[..., Any] | None = None, *, static_argnames: str | tuple[str, ...] = ()) -> Any:
     """`jax.jit` for a function that users call with `params`, `x`, `y`, ....
 
-    JAX would trace a list number by number; here it is an array first. What JAX cannot take is named.
+    JAX would trace a list number by number, so it is converted to an array first. An error names the argument that JAX
+    cannot take.
 
     Args:
       fn: the function.
       static_argnames: as in `jax.jit`.
 
     Returns:
-      The function, with `lower` and all else that `jax.jit` gives.
+      The function, with `lower`, `trace`, `eval_shape` and `clear_cache` as from `jax.jit`.
 
     >>> array_function(lambda x: x.sum())([[1.0, 2.0], [3.0, 4.0]])
     Array(10., dtype=float32)
@@ -65,50 +66,53 @@ def array_function(fn: Callable[..., Any] | None = None, *, static_argnames: str
 
 
 def as_array(name: str, value: Any) -> Any:
-    """The argument `name` as an array that JAX takes: a list of numbers is made one, anything else is as it was.
+    """The argument `name` as an array that JAX takes: lists of numbers are converted, other values are returned as is.
 
     Raises:
-      ValueError: it holds strings, objects, integers beyond 32 bits, or is of another library; says how to convert it.
+      ValueError: it holds strings, objects or integers beyond 32 bits, or is an array of another library. The message
+        says how to convert it.
 
     >>> as_array("y", [0, 1, 2])
     array([0, 1, 2])
     >>> as_array("y", np.array(["cat", "dog"]))
     Traceback (most recent call last):
-    ValueError: y holds strings, expected numbers; as class ids: names, y = np.unique(y, return_inverse=True)
+    ValueError: y holds strings, expected numbers: for class ids, `names, y = np.unique(y, return_inverse=True)`
     """
     if isinstance(value, (list, tuple)):
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
             raise ValueError(
-                f"{name} is a {type(value).__name__}, traced number by number: make it an array before jit"
+                f"{name} is a {type(value).__name__}, traced number by number: convert it to an array before jit"
             )
         try:
             value = np.asarray(value)
         except ValueError as error:
-            raise ValueError(f"{name} is a {type(value).__name__} that is no array: {error}") from error
+            raise ValueError(f"{name} is a {type(value).__name__} that is not an array: {error}") from error
     if value is None or isinstance(value, (Array, bool, int, float, np.generic)):
         return value
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{name} is a {_type_name(value)}, expected an array of JAX or NumPy: np.asarray({name})")
     if value.dtype.kind in "US":
         raise ValueError(
-            f"{name} holds strings, expected numbers; as class ids: names, {name} = np.unique({name}, "
-            "return_inverse=True)"
+            f"{name} holds strings, expected numbers: for class ids, `names, {name} = np.unique({name}, "
+            "return_inverse=True)`"
         )
     if value.dtype.kind not in "biufc" and not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
-            f"{name} has dtype {value.dtype}, expected numbers: {name}.astype('float32'), or of ids 'int32'"
+            f"{name} has dtype {value.dtype}, expected numbers: {name}.astype('float32'), or 'int32' for class ids"
         )
     if not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
     if value.dtype.kind in "iu" and value.dtype.itemsize == 8 and value.size and jnp.result_type(int) == np.int32:
         largest = max(value.max(), -int(value.min()) - 1)
         if largest > np.iinfo(np.int32).max:
-            raise ValueError(f"{name} holds {largest}, which JAX would cut to 32 bits: set jax_enable_x64, or mend it")
+            raise ValueError(
+                f"{name} holds {largest}, which JAX would cut to 32 bits: set jax_enable_x64, or use smaller ones"
+            )
     return value
 
 
 def _explain(fn, names, args, kwargs, error) -> NoReturn:
-    """Raise what says more than JAX's TypeError, if anything does."""
+    """Raise an error that says more than JAX's TypeError, or else that one."""
     if odd := sorted(kwargs.keys() - set(names)):
         hint = f": Network({odd[0]}=...) holds it" if odd[0] in _SETTINGS else ""
         raise TypeError(f"{fn.__name__} has no argument {odd[0]!r}, expected {', '.join(names)}{hint}") from error

@@ -1,6 +1,6 @@
-"""Samples' gradients that are clipped before they are summed, each or by group; `funcnet.per_sample` names them all.
+"""Clip the gradients of samples, or of groups of samples, before they are summed; `funcnet.per_sample` exports all.
 
-From the deltas of one sweep: they are reweighted, and no gradient of a single sample is ever in memory.
+This reweights the deltas of one sweep, so no gradient of a single sample is ever in memory.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["Clipped", "clipped_backward", "clipped_value_and_backward", "private
 
 
 class Clipped(NamedTuple):
-    """The mean of clipped gradients, and what there was to clip."""
+    """The mean of clipped gradients, with norms, losses and counts."""
 
-    grads: Params  # as of `clipped_backward`
-    norms: Array  # (...), of each sample's gradient, or of its group's, before it is clipped
+    grads: Params  # as from `clipped_backward`
+    norms: Array  # (...), of each sample's gradient, or of its group's, before clipping
     losses: Array  # (...), of each sample
-    clipped: Array  # (), int32: how many samples, or groups, are longer than max_norm
-    counted: Array  # (), int32: of how many, those of weight 0 left out
+    clipped: Array  # (), int32: the number of samples, or groups, with a norm above max_norm
+    counted: Array  # (), int32: the number of all samples, or groups, without those of weight 0
 
 
 @array_function
@@ -46,15 +46,15 @@ def clipped_backward(
 ) -> Params:
     """The mean of the samples' gradients, each clipped: `1/N sum_n g[n] min(1, max_norm / |g[n]|)`.
 
-    With weights `sum(w * clipped) / sum(w)`. One pass: the deltas of the sweep are kept and reweighted.
+    With weights it is `sum(w * clipped) / sum(w)`. It takes one pass: the deltas of the sweep are kept and reweighted.
 
-    With `groups`, say the rows of one user, of one sequence, or the views of one image, a group counts as one sample:
-    its gradient `g[k]` is that of the (weighted) mean loss of its rows, its weight `w[k]` the sum of theirs. So a large
-    group weighs more; a `sample_weight` of one over the rows of a group makes groups equal.
+    With `groups`, e.g. the rows of one user or sequence, or the views of one image, a group counts as one sample: its
+    gradient `g[k]` is that of the (weighted) mean loss of its rows, and its weight `w[k]` is the sum of theirs. So a
+    larger group weighs more; to make groups equal, set `sample_weight` to one over the number of rows of the group.
 
     Args and errors as in `funcnet.objective`, and:
-      max_norm: a number or a scalar array, not negative (NaN comes out where it is); infinite for no limit.
-      groups: integers `(...)`, equal within a group, any and in any order. It takes `N^2` numbers of memory.
+      max_norm: a number or a scalar array, not negative (a negative one gives NaN); infinite for no limit.
+      groups: integers `(...)`, equal within a group; any integers in any order. They take `N^2` numbers of memory.
 
     Returns:
       The tree of `params`.
@@ -81,10 +81,10 @@ def clipped_value_and_backward(
     masks: Masks | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> Clipped:
-    """`clipped_backward` with the norms, the losses, and how many were clipped, in the same pass.
+    """`clipped_backward` with the norms, the losses and the number of clipped samples, in the same pass.
 
-    The count is what adaptive clipping needs: a limit that goes to a quantile of the norms, by a factor of
-    `exp(-rate (within - quantile))` each step. Andrew, Thakkar, McMahan and Ramaswamy, Differentially private learning
+    Adaptive clipping needs this number: each step multiplies the limit by `exp(-rate (within - quantile))`, so that it
+    tends to a quantile of the norms. Andrew, Thakkar, McMahan and Ramaswamy, Differentially private learning
     with adaptive clipping, NeurIPS 2021, section 2.
 
     Args and errors as in `clipped_backward`.
@@ -127,29 +127,29 @@ def private_sum(
 ) -> Params:
     """The differentially private sum, `sum_n clip(g[n], max_norm) + noise_multiplier * max_norm * N(0, 1)`.
 
-    The gradient of DP-SGD: Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1. One sample
-    more or less moves the sum by `max_norm` at most, whatever the sample: one whose gradient is not finite counts as
-    zero. Divide the sum by the *expected* batch size, and let a library account for the privacy spent, for neighbours
-    that differ by adding or removing a sample. Floating-point noise is not the ideal one (Mironov, CCS 2012).
+    The gradient of DP-SGD: Abadi et al., Deep learning with differential privacy, CCS 2016, algorithm 1. To add or
+    remove a sample changes the sum by `max_norm` at most, for any sample: a gradient that is not finite counts as zero.
+    Divide the sum by the *expected* batch size, and use a library to compute the privacy spent, for neighbours that
+    differ by adding or removing a sample. Floating-point noise is not ideal Gaussian noise (Mironov, CCS 2012).
 
     Args:
-      key: a JAX random key, fresh for every step, and secret: who knows it can take the noise off.
-      params: as in `funcnet.objective`; so are `x`, `y`, `network`, `masks`.
+      key: a JAX random key, new for every step, and secret: whoever knows it can subtract the noise.
+      params: as in `funcnet.objective`, like the arguments up to `network`.
       x: `(..., n_0)`.
       y: class ids `(...)` or targets `(..., K)`.
-      network: static; under a `compute_dtype` the bound holds to its rounding.
+      network: static; with a `compute_dtype` the bound holds up to its rounding.
       max_norm: the bound of a sample's influence, not negative.
-      noise_multiplier: the noise's standard deviation over `max_norm`.
-      included: boolean `(...)`, which samples take part, by default all: Poisson sampling gives batches of varying
-        size, and this fills them up to one shape.
+      noise_multiplier: the noise's standard deviation divided by `max_norm`.
+      included: boolean `(...)`, which samples take part, by default all: Poisson sampling draws batches of varying
+        size, and with `included` you can pad them to one shape.
       masks: dropout masks.
 
     Returns:
       The tree of `params`: a sum, not a mean.
 
     Raises:
-      ValueError: as in `funcnet.objective`; `key` is no random key; `included` is not boolean or not one per sample;
-        `max_norm` or `noise_multiplier` is not a scalar.
+      ValueError: as in `funcnet.objective`; `key` is not a random key; `included` is not boolean or does not have one
+        entry per sample; `max_norm` or `noise_multiplier` is not a scalar.
 
     >>> from funcnet import init
     >>> params, x, y = init(jax.random.key(0), (4, 3)), jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
@@ -181,14 +181,14 @@ def private_sum(
 
 
 def _norms(layers, deltas, share, groups) -> tuple[Array, Array]:
-    """The norm of each sample's gradient, or of its group's, and which samples to count: one of each with weight."""
+    """The norm of each sample's gradient, or of its group's; and which samples to count, one per group with weight."""
     if groups is None:
         return norms_of(layers, deltas), share != 0
     groups = jnp.asarray(groups)
     if not jnp.issubdtype(groups.dtype, jnp.integer) or groups.shape != share.shape:
         raise ValueError(
             f"groups has dtype {groups.dtype} and shape {groups.shape}, expected integers and {share.shape}, the group "
-            "of each sample; names, groups = np.unique(groups, return_inverse=True) numbers any other"
+            "of each sample: `names, groups = np.unique(groups, return_inverse=True)` numbers other values"
         )
     same = (groups.ravel()[:, None] == groups.ravel()[None, :]) & (share != 0).ravel()[None, :]
     first = jnp.any(same, 1) & (jnp.argmax(same, 1) == jnp.arange(len(same)))

@@ -1,7 +1,7 @@
 """Curvature by hand: the Gauss-Newton matrix as a product with a vector, and a layer's Kronecker factors.
 
-`H = E[J^T (d^2 loss / d out^2) J]`, `J = d out / d params`, is the part of the Hessian that a convex loss makes
-positive semi-definite. Here `out` is `a_L`, so `H` is that of the loss on the network's output.
+`H = E[J^T (d^2 loss / d out^2) J]`, `J = d out / d params`, is the part of the Hessian that is positive semi-definite
+if the loss is convex. Here `out` is `a_L`, the network's output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["KroneckerFactors", "gauss_newton_product", "kronecker_factors"]
 
 
 class KroneckerFactors(NamedTuple):
-    """Two second moments of a layer: `E[vec(dW) vec(dW)^T]`, by rows, is about `A` (x) `G`, `E[db^T db]` is `G`."""
+    """Two second moments of a layer: `E[vec(dW) vec(dW)^T]`, by rows, is about `A` (x) `G`; `E[db^T db]` is `G`."""
 
     A: Array  # (n_{l-1}, n_{l-1}), E[a_{l-1}^T a_{l-1}]
     G: Array  # (n_l, n_l), E[delta_l^T delta_l], delta of a sample's own loss
@@ -47,7 +47,7 @@ def gauss_newton_product(
         delta_L = (d^2 loss / d a_L^2 da_L) * f_L'(z_L, a_L) / N
 
     and from `delta_L` on as in `backward`. Schraudolph, Neural Computation 2002, section 3; Pearlmutter 1994 for the
-    forward half. The second derivative of the loss is the derivative of its hand-written `delta`, which JAX takes.
+    forward half. For the second derivative of the loss, JAX differentiates its hand-written `delta`.
 
     Args:
       params: `[(W_1, b_1), ..., (W_L, b_L)]`.
@@ -91,10 +91,10 @@ def kronecker_factors(
     masks: Masks | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> list[KroneckerFactors]:
-    """For every layer `A = E[a_{l-1}^T a_{l-1}]` and `G = E[delta_l^T delta_l]`, as K-FAC takes them.
+    """For every layer `A = E[a_{l-1}^T a_{l-1}]` and `G = E[delta_l^T delta_l]`, the factors of K-FAC.
 
-    With the data's labels these are the factors of the empirical Fisher matrix, with labels drawn from the network's
-    own prediction those of the Fisher matrix. Martens and Grosse, ICML 2015, section 3.
+    With the data's labels they are those of the empirical Fisher matrix; with labels drawn from the network's own
+    prediction, those of the Fisher matrix. Martens and Grosse, ICML 2015, section 3.
 
     Args and errors as in `funcnet.objective`; the expectations are its (weighted) means over samples.
 
@@ -115,7 +115,7 @@ def kronecker_factors(
 
 
 def _tangent_sweep(layers, direction) -> Array:
-    """From the first layer to the last: how the output moves as the parameters move along `direction`."""
+    """The derivative of the output as the parameters move along `direction`, from the first layer to the last."""
     da: Any = None  # the input does not move
     for layer, (V, c) in zip(layers, direction, strict=True):
         dz = times(layer.a_in, V)  # (..., n_{l-1}) -> (..., n_l)
@@ -134,5 +134,5 @@ def _check_direction(params, direction) -> None:
     if not same_tree or describe(params) != describe(direction):
         raise ValueError(
             f"direction is {describe(direction)} in {jax.tree.structure(direction)}, expected "
-            f"{describe(params)} in {jax.tree.structure(params)}, as params are"
+            f"{describe(params)} in {jax.tree.structure(params)}, like params"
         )

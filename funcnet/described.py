@@ -1,4 +1,4 @@
-"""A network as text: its settings by name, and back."""
+"""A network's settings as text, and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def described(network: Network) -> dict[str, str]:
     """A network's settings as text.
 
     Raises:
-      ValueError: a function of the caller's own has the name of a shipped one.
+      ValueError: the caller's own function has the name of a shipped one.
 
     >>> described(Network(output=activations.tanh))
     {'hidden': 'relu', 'output': 'tanh', 'loss': 'softmax_cross_entropy'}
@@ -28,21 +28,21 @@ def described(network: Network) -> dict[str, str]:
 
 
 def _named(f) -> str:
-    """The name of an activation or loss, by which it is found again."""
+    """The name of an activation or loss, checked to mean only this one."""
     try:
         (activations if isinstance(f, Activation) else losses).from_name(f.name)
     except ValueError:
-        return f.name  # of the caller's own
+        return f.name  # the caller's own function
     if not (activations.is_shipped(f) if isinstance(f, Activation) else f in losses.SHIPPED):
-        raise ValueError(f"{f.name} is a function of your own with the name of a shipped one: give it another name")
+        raise ValueError(f"{f.name} is your own function with the name of a shipped one: give it another name")
     return f.name
 
 
 def from_described(metadata: dict[str, str], network: Network | None) -> Network:
-    """The network that a file describes, or the caller's, if it is of the same names.
+    """The network that a file describes, or the caller's, if its names are the same.
 
     Raises:
-      ValueError: it is not; or there is none, and the file does not say it by names that are known here.
+      ValueError: the names differ; or there is no `network`, and the file has no names or unknown ones.
 
     >>> from_described(described(Network(output=activations.tanh)), None)
     Network(output=tanh)
@@ -56,19 +56,17 @@ def from_described(metadata: dict[str, str], network: Network | None) -> Network
         for name, value in (({"compute_dtype": "None"} if whole else {}) | kept).items():
             if given[name] != value:
                 raise ValueError(
-                    f"the file has the {name} {value}, but the network is given with {given[name]}; to use another, "
-                    "load the file without one and replace it"
+                    f"the file has the {name} {value}, but the given network has {given[name]}; to use another, "
+                    "load the file without a network and replace it"
                 )
         return network
     if not whole:
-        raise ValueError(
-            "the file does not name its activations and loss: load(path, Network(...)) says which they are"
-        )
+        raise ValueError("the file does not name its activations and loss: pass them by load(path, Network(...))")
     try:
         names = json.loads(kept["hidden"]) if kept["hidden"].startswith("[") else kept["hidden"]
         many = isinstance(names, list)
         hidden = tuple(map(activations.from_name, names)) if many else activations.from_name(names)
         output, loss = activations.from_name(kept["output"]), losses.from_name(kept["loss"])
     except ValueError as error:
-        raise ValueError(f"{error}; bring one of your own by load(path, Network(...))") from error
+        raise ValueError(f"{error}; pass your own function by load(path, Network(...))") from error
     return Network(hidden, output, loss, kept.get("compute_dtype"))

@@ -1,16 +1,16 @@
-"""Deformed images, made on the device: rotated, sheared, scaled, shifted and bent, anew whenever they are looked at.
+"""Randomly deformed images, computed on the device for each batch: rotated, sheared, scaled, shifted and bent.
 
-Every pixel `(r, c)` of the new image, counted from the centre, is looked up at a point of the old one,
+Every pixel `(r, c)` of the new image, counted from the centre, is read at a point of the old one,
 
     A (r, c) + t + u(r, c)      A, t: an affine map; u: a smooth random displacement, in pixels
 
-between whose four neighbours bilinear interpolation mixes. Simard, Steinkraus and Platt, ICDAR 2003; Ciresan, Meier,
-Gambardella and Schmidhuber, Neural Computation 2010.
+by bilinear interpolation of its four neighbours. Simard, Steinkraus and Platt, ICDAR 2003; Ciresan, Meier, Gambardella
+and Schmidhuber, Neural Computation 2010.
 
     transform = partial(distort, amounts=CIRESAN)
     epoch = jax.jit(make_epoch(optimizer, batch_size=128, transform=transform), donate_argnums=0)
 
-`upright` is the other way round: it takes from an image, once, what deformations would teach a network to overlook.
+`upright` does the opposite: it removes, once, differences that a network would learn to ignore from deformed images.
 """
 
 from functools import partial
@@ -28,12 +28,12 @@ __all__ = ["CIRESAN", "SIMARD", "Distortion", "bilinear", "distort", "scaled", "
 
 
 class Distortion(NamedTuple):
-    """How much of everything: each image draws its own, uniformly between minus and plus these amounts."""
+    """The amounts of deformation: each image draws its own, uniformly between minus and plus these amounts."""
 
     rotation: float = 0.0  # degrees
     shear: float = 0.0  # degrees: how far columns lean
-    scale: float = 0.0  # part of the size; rows and columns by themselves
-    shift: float = 0.0  # pixels; rows and columns by themselves
+    scale: float = 0.0  # fraction of the size; separate for rows and columns
+    shift: float = 0.0  # pixels; separate for rows and columns
     alpha: float = 0.0  # pixels: u is noise in [-1, 1], smoothed by a Gaussian, times alpha
     sigma: float = 4.0  # pixels: the width of that Gaussian
 
@@ -43,7 +43,7 @@ CIRESAN = Distortion(rotation=15.0, scale=0.175, alpha=37.0, sigma=5.5)  # the m
 
 
 def scaled(amounts: Distortion, factor: float) -> Distortion:
-    """A weaker or stronger one: all but the width of the bumps, times `factor`, which may be traced.
+    """A weaker or stronger distortion: all amounts except `sigma` times `factor`, which may be traced.
 
     >>> scaled(Distortion(rotation=10.0, alpha=36.0), 0.5)
     Distortion(rotation=5.0, shear=0.0, scale=0.0, shift=0.0, alpha=18.0, sigma=4.0)
@@ -54,13 +54,13 @@ def scaled(amounts: Distortion, factor: float) -> Distortion:
 def distort(
     key: Array | None, x: Array, *, amounts: Distortion = CIRESAN, image_shape: tuple[int, int] = (28, 28)
 ) -> Array:
-    """Deform each image by a draw of its own; a `transform` for `make_epoch`.
+    """Deform each image at random; a `transform` for `make_epoch`.
 
     Args:
       key: a JAX random key, or `None`, in evaluation, for no deformation.
       x: uint8 pixels, `(..., H W)`.
-      amounts: how much; all but `sigma` may be traced.
-      image_shape: `(H, W)`; beyond the image all is 0.
+      amounts: of deformation; all except `sigma` may be traced.
+      image_shape: `(H, W)`; pixels beyond the image are 0.
 
     Returns:
       float32 in `[0, 1]`, of the shape of `x`.
@@ -82,22 +82,22 @@ def distort(
 
 
 def upright(x: Array, *, width: float | None = None, image_shape: tuple[int, int] = (28, 28)) -> Array:
-    """Images made upright, centred and, if asked, equally wide: what their own moments say, and no label.
+    """Images made upright, centred and optionally equally wide, from their own moments, without labels.
 
     With `m` the mean over the ink (the pixels' values as weights) and `m_rr`, `m_rc`, `m_cc` its second moments around
-    the centre of mass `(m_r, m_c)`, the pixel `(r, c)`, counted from the centre, is looked up at
+    the centre of mass `(m_r, m_c)`, the pixel `(r, c)`, counted from the centre, is read at
 
         (m_r + r,  m_c + s r + f c)     s = m_rc / m_rr, the slant;  f = sqrt(m_cc - s m_rc) / width, or 1
 
-    so that afterwards `m_rc` is 0 and `width` the standard deviation of the ink's columns, as far as the frame and the
-    limits below allow. It is a fixed map of an image, for training and test alike, to be applied once. Deslanting as in
-    LeCun, Bottou, Bengio and Haffner, 1998; widths that differ between the networks of an ensemble as in Ciresan et
-    al., 2011, there by the bounding box.
+    so that afterwards `m_rc` is 0 and `width` is the standard deviation of the ink's columns, as far as the frame and
+    the limits below allow. It is a fixed map of each image: apply it once, to training and test images. Deslanting as
+    in LeCun, Bottou, Bengio and Haffner, 1998; different widths for the networks of an ensemble as in Ciresan et al.,
+    2011, who use the bounding box.
 
     Args:
-      x: uint8 pixels, `(..., H W)`; an image without ink stays as it is.
-      width: in pixels, static; an image is made at most twice as wide or as narrow as it was. By default its own.
-      image_shape: `(H, W)`, static; beyond the image all is 0, and ink that is moved there is lost.
+      x: uint8 pixels, `(..., H W)`; an image without ink is not changed.
+      width: in pixels, static; an image becomes at most twice as wide or half as wide. By default the width is kept.
+      image_shape: `(H, W)`, static; pixels beyond the image are 0, and ink that is moved there is lost.
 
     Returns:
       uint8, of the shape of `x`.
@@ -112,9 +112,9 @@ def upright(x: Array, *, width: float | None = None, image_shape: tuple[int, int
     _check_images(x, image_shape)
     if width is not None and not 0 < width < inf:
         raise ValueError(f"width is {width}, expected a positive number of pixels")
-    # In parts, since looking up takes some 50 bytes a pixel; each image by itself.
+    # In parts of 1000 images, since it takes some 50 bytes per pixel.
     one = partial(_upright_image, width=width)
-    with jax.default_matmul_precision("highest"):  # a moment that is off moves every pixel
+    with jax.default_matmul_precision("highest"):  # an inaccurate moment moves every pixel
         return jax.lax.map(one, x.reshape(-1, *image_shape), batch_size=1000).reshape(x.shape)
 
 
@@ -126,7 +126,7 @@ def _upright_image(image: Array, width: float | None) -> Array:
     m_r, m_c = of_row @ r, of_column @ c
     m_rr, m_cc = of_row @ (r - m_r) ** 2, of_column @ (c - m_c) ** 2
     m_rc = (r - m_r) @ ink @ (c - m_c)
-    s = m_rc / jnp.maximum(m_rr, 1 / 12)  # the variance within a pixel: one row of ink alone has no slant
+    s = m_rc / jnp.maximum(m_rr, 1 / 12)  # at least the variance within a pixel: a single row of ink has no slant
     f = 1.0 if width is None else jnp.clip(jnp.sqrt(jnp.maximum(m_cc - s * m_rc, 0)) / width, 0.5, 2)
     r, c = r[:, None] - (len(r) - 1) / 2, c[None, :] - (len(c) - 1) / 2
     points = jnp.stack(jnp.broadcast_arrays(m_r + r, m_c + s * r + f * c))  # (2, H, W)
@@ -134,24 +134,27 @@ def _upright_image(image: Array, width: float | None) -> Array:
 
 
 def source_points(key: Array, n: int, amounts: Distortion, image_shape: tuple[int, int]) -> Array:
-    """Where the pixels of `n` new images come from: their row and their column, `(2, n, H, W)`, float32.
+    """The points of the old images from which the pixels of `n` new ones are read: row and column, `(2, n, H, W)`.
 
-    Both fields are sums of a function of `r` times one of `c`: `r`, `c` and 1 for the affine map, and Gaussian bumps
-    around the points of a coarse grid for `u`. So each is one small matrix of coefficients between two fixed ones,
-    `B_r Z B_c^T`, and nothing is convolved.
+    Both fields are sums of products of a function of `r` and one of `c`: `r`, `c` and 1 for the affine map, and
+    Gaussian bumps around the points of a coarse grid for `u`. So each is a product of a small matrix of coefficients
+    and two fixed matrices, `B_r Z B_c^T`, without a convolution.
 
     Args:
       key: a JAX random key.
-      n: how many images; static.
-      amounts: how much of everything.
+      n: the number of images; static.
+      amounts: of deformation.
       image_shape: `(H, W)`; static.
 
-    >>> source_points(jax.random.key(0), 5, Distortion(), (28, 28))[:, 0, 3, 7]  # no deformation: from where it goes
+    Returns:
+      float32.
+
+    >>> source_points(jax.random.key(0), 5, Distortion(), (28, 28))[:, 0, 3, 7]  # no deformation: the pixel itself
     Array([3., 7.], dtype=float32)
     """
     affine_key, elastic_key = jax.random.split(key)
     B_r, B_c = (_basis(size, amounts.sigma) for size in image_shape)
-    std = amounts.alpha / (2 * sqrt(pi) * amounts.sigma)  # what a Gaussian leaves of white noise, times alpha
+    std = amounts.alpha / (2 * sqrt(pi) * amounts.sigma)  # of white noise under the Gaussian, times alpha
     bumps = std * _noise(elastic_key, (2, n, B_r.shape[1] - 2, B_c.shape[1] - 2))
     affine = _affine_maps(affine_key, n, amounts, image_shape)
     Z = _padded(bumps, after=(2, 2)) + _padded(affine, before=bumps.shape[2:])  # block diagonal
@@ -159,11 +162,11 @@ def source_points(key: Array, n: int, amounts: Distortion, image_shape: tuple[in
 
 
 def bilinear(images: Array, points: Array) -> Array:
-    """Images as seen at other points: the four pixels around each, weighed by nearness.
+    """The values of images at other points, by bilinear interpolation of the four pixels around each.
 
     Args:
-      images: uint8, `(n, H, W)`; 0 beyond.
-      points: the row and the column, `(2, n, H, W)`.
+      images: uint8, `(n, H, W)`; pixels beyond are 0.
+      points: rows and columns, `(2, n, H, W)`.
 
     Returns:
       float32, `(n, H, W)`, between 0 and 255.
@@ -173,7 +176,7 @@ def bilinear(images: Array, points: Array) -> Array:
     Array([[[75.]]], dtype=float32)
     """
     n, H, W = images.shape
-    # The four pixels of every 2 x 2 window in one integer, so that there is one thing to look up, not four.
+    # The four pixels of every 2 x 2 window are packed in one integer, so that one gather reads them, not four.
     x = jnp.pad(images.astype(jnp.uint32), ((0, 0), (1, 2), (1, 2)))  # a rim of zeros: (n, H + 3, W + 3)
     windows = x[:, :-1, :-1] | x[:, :-1, 1:] << 8 | x[:, 1:, :-1] << 16 | x[:, 1:, 1:] << 24
 
@@ -200,7 +203,7 @@ def _check_images(x: Array, image_shape: tuple[int, int]) -> None:
 
 
 def _affine_maps(key: Array, n: int, amounts: Distortion, image_shape: tuple[int, int]) -> Array:
-    """The coefficients of `n` random maps `(r, c) -> A (r, c) + t` in the functions `r`, 1 times `c`, 1."""
+    """The coefficients of `n` random maps `(r, c) -> A (r, c) + t` for the products of `r`, 1 and `c`, 1."""
     turn, lean, larger, wider, move_r, move_c = jax.random.uniform(key, (6, n), jnp.float32, -1, 1)
     cos, sin = jnp.cos(turn * amounts.rotation * (pi / 180)), jnp.sin(turn * amounts.rotation * (pi / 180))
     tan = jnp.tan(lean * amounts.shear * (pi / 180))
@@ -208,7 +211,7 @@ def _affine_maps(key: Array, n: int, amounts: Distortion, image_shape: tuple[int
     # A = rotation, times shear [[1, 0], [tan, 1]], times scale; t moves the centre.
     A = ((s_r * (cos - sin * tan), -s_c * sin), (s_r * (sin + cos * tan), s_c * cos))
     t = tuple((size - 1) / 2 + move * amounts.shift for size, move in zip(image_shape, (move_r, move_c), strict=True))
-    nothing = jnp.zeros(n)  # of r times c
+    nothing = jnp.zeros(n)  # the coefficient of r times c
     maps = jnp.stack([jnp.stack([nothing, A[k][0], A[k][1], t[k]], -1) for k in (0, 1)])  # (2, n, 4)
     return maps.reshape(2, n, 2, 2)
 
@@ -216,8 +219,8 @@ def _affine_maps(key: Array, n: int, amounts: Distortion, image_shape: tuple[int
 def _basis(size: int, sigma: float) -> np.ndarray:
     """Functions of a coordinate as columns, `(size, G + 2)`: `G` bumps, the coordinate from the centre, and 1.
 
-    White noise on a grid as wide as `sigma`, under a Gaussian, is the same random field as on a fine one: correlations
-    differ by 2e-4. Scaling rows to norm 1 gives it the same variance everywhere, where a filter would fade at the rim.
+    White noise on a grid of step `sigma`, smoothed by the Gaussian, is the same random field as on a fine grid:
+    correlations differ by 2e-4. With rows of norm 1 the variance is equal everywhere; a filter would fade at the rim.
     """
     coordinate = np.arange(size) - (size - 1) / 2
     reach = int(np.ceil(coordinate[-1] / sigma + 2))
@@ -228,7 +231,7 @@ def _basis(size: int, sigma: float) -> np.ndarray:
 
 
 def _noise(key: Array, shape: tuple[int, ...]) -> Array:
-    """Uniform in `[-1, 1]`, in 256 steps: random words are dear on a CPU, and sums of many bytes are as smooth."""
+    """Uniform in `[-1, 1]`, in 256 steps: random words are slow on a CPU, and sums of many bytes are as smooth."""
     words = jax.random.bits(key, (-(-prod(shape) // 4),), jnp.uint32)
     octets = jax.lax.bitcast_convert_type(words, jnp.uint8).ravel()[: prod(shape)].reshape(shape)
     return (octets.astype(jnp.float32) - 127.5) / 128

@@ -1,4 +1,4 @@
-"""How good a network is: outputs over many samples, their loss and accuracy, and what several networks say together."""
+"""Evaluation: the outputs for many samples, their loss and accuracy, and the prediction of several networks."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ Transform = Callable[[Array | None, Array], Array]  # (key, x) -> floating batch
 
 
 class Metrics(NamedTuple):
-    """Means over the samples seen, all of shape `()`. What means nothing for a loss is None."""
+    """Means over the samples, all of shape `()`. A metric without a meaning for the loss is None."""
 
     loss: Array  # (), the objective
-    accuracy: Any = None  # (), the part of the samples that are correct, or of their labels; see `is_correct`
-    exact_match: Any = None  # (), of several labels: the part of the samples with all of them correct
-    r2: Any = None  # (), of values: the part of the targets' variance explained; not while training
+    accuracy: Any = None  # (), the fraction of samples, or of their labels, that are correct; see `is_correct`
+    exact_match: Any = None  # (), for several labels: the fraction of samples with all labels correct
+    r2: Any = None  # (), for values: the fraction of the targets' variance explained; not while training
 
 
 def evaluate(
@@ -58,7 +58,7 @@ def evaluate(
     `y` and `sample_weight` are as in `objective`, the rest as in `forward_in_batches`.
 
     Raises:
-      ValueError: `x` and `y` of different lengths, no samples, and, outside jit, a class id out of range.
+      ValueError: `x` and `y` differ in length or are empty, or, outside jit, a class id is out of range.
 
     >>> import funcnet
     >>> params = funcnet.init(jax.random.key(0), (4, 3), weights=funcnet.zeros)
@@ -74,10 +74,10 @@ def evaluate(
 def score(
     out: ArrayLike, y: ArrayLike, network: Network = Network(), *, sample_weight: ArrayLike | None = None
 ) -> Metrics:
-    """`evaluate` for outputs that are already there, `(N, K)`. Other arguments and errors as in `objective`.
+    """`evaluate` for given outputs, `(N, K)`. Other arguments and errors as in `objective`.
 
-    `R^2 = 1 - sum w |y - out|^2 / sum w |y - mean y|^2` for each output, and their mean; of targets that are all equal
-    it is 1 if they are hit, else 0: as in scikit-learn.
+    `R^2 = 1 - sum w |y - out|^2 / sum w |y - mean y|^2`, averaged over the outputs. If all targets are equal, it is 1
+    where the outputs equal them, else 0, as in scikit-learn.
 
     >>> metrics = score(jnp.zeros((5, 3)), jnp.array([0, 1, 2, 0, 1]))
     >>> metrics.loss, metrics.accuracy
@@ -100,21 +100,21 @@ def score(
 
 
 def is_correct(out: ArrayLike, y: ArrayLike, network: Network = Network()) -> Array | None:
-    """Whether the outputs say what the targets say.
+    """Whether the outputs agree with the targets.
 
     - Class ids, and logits of classes: the largest output is that of the class, or of the largest target.
-    - Logits of labels: output and target are on the same side of 0 and of 1/2. One label, of two classes, or several.
-    - Values behind a sigmoid, probabilities then: both are on the same side of 1/2.
-    - Any other values: nothing is correct or wrong.
+    - Logits of labels: the output is above 0 and the target above 1/2, or neither; for one label or several.
+    - Values from a sigmoid, as probabilities: both are above 1/2, or neither.
+    - Other values: there is no correct or wrong, so the result is None.
 
     Args:
-      out: of the network, `(..., K)`.
+      out: the network's output, `(..., K)`.
       y: class ids `(...)`, or targets `(..., K)`.
-      network: its loss and output activation decide what is asked.
+      network: its loss and output activation decide which rule applies.
 
     Returns:
-      bool, `(...)`, or `(..., K)` for several labels; or None. NaN is never correct, nor is a row of equal targets,
-      which name no class.
+      bool, `(...)`, or `(..., K)` for several labels; or None. NaN is never correct, and neither is a row of equal
+      targets, which means no class.
 
     Raises:
       ValueError: `y` is neither class ids nor targets for `out`.
@@ -131,7 +131,7 @@ def is_correct(out: ArrayLike, y: ArrayLike, network: Network = Network()) -> Ar
     if takes == "class logits" or (is_class_ids(y) and K > 1):
         said = jnp.argmax(out, -1)
         right = said == y if is_class_ids(y) else (said == jnp.argmax(y, -1)) & (jnp.max(y, -1) > jnp.min(y, -1))
-        return right & ~jnp.isnan(jnp.max(out, -1))  # NaN if any is; the loss asks for the largest, too
+        return right & ~jnp.isnan(jnp.max(out, -1))  # NaN if any is; the loss computes this maximum, too
     if takes == "values" and network.output != sigmoid:
         return None
     yes = out > (0 if takes == "label logits" else 0.5)
@@ -140,7 +140,7 @@ def is_correct(out: ArrayLike, y: ArrayLike, network: Network = Network()) -> Ar
 
 
 def accuracies(out, y, network, weights) -> tuple[Array | None, Array | None]:
-    """The two in `Metrics`, exactly 1 if all is correct; `weights` is None or one for each sample."""
+    """`accuracy` and `exact_match`, exactly 1 if all are correct; `weights` is None or one weight per sample."""
     correct = is_correct(out, y, network)
     if correct is None:
         return None, None
@@ -180,14 +180,14 @@ def forward_in_batches(
       params: the network.
       x: `(N, ...)`.
       network: static; as in `forward`.
-      batch_size: static; samples at a time.
+      batch_size: static; the number of samples in one pass.
       transform: static; as in `make_epoch`, called with the key `None`.
 
     Returns:
       `(N, K)`.
 
     Raises:
-      ValueError: a batch size below 1, or what `forward` raises.
+      ValueError: the batch size is below 1; also as in `forward`.
 
     >>> import funcnet
     >>> forward_in_batches(funcnet.init(jax.random.key(0), (4, 3)), jnp.zeros((2500, 4), jnp.uint8)).shape
@@ -203,7 +203,7 @@ def forward_in_batches(
         return forward(params, batch, network)
 
     def fill(i, out):
-        start = jnp.minimum(i * batch_size, n - batch_size)  # the last batch goes over some samples again
+        start = jnp.minimum(i * batch_size, n - batch_size)  # the last batch repeats some samples
         return jax.lax.dynamic_update_slice_in_dim(out, of_batch(start), start, 0)
 
     shape = jax.eval_shape(of_batch, 0)
@@ -211,7 +211,7 @@ def forward_in_batches(
 
 
 def scale_pixels(key: Array | None, x: Array) -> Array:
-    """The default transform: uint8 pixels to `[0, 1]` float32; anything floating as it is.
+    """The default transform: uint8 pixels to float32 in `[0, 1]`; other dtypes are unchanged.
 
     >>> scale_pixels(None, jnp.array([0, 51, 255], jnp.uint8)).tolist()
     [0.0, 0.2, 1.0]
@@ -221,7 +221,7 @@ def scale_pixels(key: Array | None, x: Array) -> Array:
 
 
 def ensemble(logits: Array) -> Array:
-    """What several networks say together: the log of the mean of their probabilities, which is logits again.
+    """The prediction of several networks: the log of the mean of their probabilities, which are logits again.
 
     Args:
       logits: of `M` networks, or of one for `M` views of the same samples, `(M, ..., K)`.
@@ -230,7 +230,7 @@ def ensemble(logits: Array) -> Array:
       `(..., K)`, for `softmax_cross_entropy`.
 
     Raises:
-      ValueError: there is one output.
+      ValueError: there is only one output.
 
     >>> sure, unsure = jnp.array([0.0, 9.0]), jnp.array([0.0, 0.0])
     >>> jax.nn.softmax(ensemble(jnp.stack([sure, unsure])))
@@ -238,30 +238,30 @@ def ensemble(logits: Array) -> Array:
     """
     if logits.shape[-1] < 2:
         raise ValueError(
-            f"ensemble: logits has shape {logits.shape}, expected two classes or more: of one logit take the mean of "
+            f"ensemble: logits has shape {logits.shape}, expected two classes or more: for one logit take the mean of "
             "jax.nn.sigmoid(logits)"
         )
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(len(logits))
 
 
 def checked_data(params, x, y, network) -> tuple[Any, Any]:
-    """`x` and `y` as arrays: as many samples in both, at least one, and no class id out of range."""
+    """`x` and `y` as arrays, checked: the same number of samples, at least one, and class ids in range."""
     check_params(params)
     check_network(network)
     x, y = as_array("x", x), as_array("y", y)
     for name, a in (("x", x), ("y", y)):
         if jnp.ndim(a) == 0:
-            raise ValueError(f"{name} has shape (), expected an entry for each sample")
+            raise ValueError(f"{name} has shape (), expected one entry for each sample")
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"x has {len(x)} samples and y {len(y)}, expected as many in both, and at least one")
+        raise ValueError(f"x has {len(x)} samples and y {len(y)}, expected the same number, at least one")
     if not isinstance(y, Tracer):
         K = params[-1][0].shape[1]
-        check_labels(y, 2 if K == 1 else K)  # one output tells two apart
+        check_labels(y, 2 if K == 1 else K)  # one output separates two classes
         check_probabilities(y, network)
     return x, y
 
 
 def check_count(name: str, value: Any) -> None:
-    """Check that it is a whole number of at least 1."""
+    """Check that `value` is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")

@@ -1,4 +1,4 @@
-"""Libraries that only a part of funcnet needs: imported where they are used, and asked for by name."""
+"""Optional libraries: imported where they are used; if one is missing, the error says how to install it."""
 
 import importlib
 from types import ModuleType
@@ -20,5 +20,5 @@ def import_extra(module: str, extra: str = "train") -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != module.split(".")[0]:
-            raise  # it is there, but something that it needs is not
+            raise  # the module is there, but a module that it needs is not
         raise ImportError(f"{module.split('.')[0]} is not installed: pip install 'funcnet[{extra}]'") from error

@@ -1,4 +1,4 @@
-"""Files that are whole: a reader finds the old content or the new, whatever happens in between."""
+"""Atomic writes and safe reads of files: a reader finds the old content or the new, never a part."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 __all__ = ["as_path", "is_leftover", "open_regular", "write_atomically"]
 
-_PART = re.compile(r"\.[0-9a-f]{32}\.funcnet-part")  # the name of an unfinished file: nobody else's is like it
+_PART = re.compile(r"\.[0-9a-f]{32}\.funcnet-part")  # the name of an unfinished file; no other file has such a name
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -23,7 +23,7 @@ _KINDS = {
 
 
 def as_path(path: str | bytes | os.PathLike) -> Path:
-    """A path as people write it: `~` is the user's folder; bytes are decoded.
+    """A path from the user: `~` is the home folder; bytes are decoded.
 
     >>> as_path("~") == Path.home(), as_path("a/~b"), as_path(b"a")
     (True, PosixPath('a/~b'), PosixPath('a'))
@@ -32,10 +32,10 @@ def as_path(path: str | bytes | os.PathLike) -> Path:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading, in bytes. A pipe is not waited for, and a device not read from.
+    """Open a regular file for reading, in bytes. It does not wait for a pipe, or read from a device.
 
     Raises:
-      FileNotFoundError: there is no such file; where a link leads nowhere, says where.
+      FileNotFoundError: there is no such file; for a broken link, the message names its target.
       OSError: it cannot be opened.
       ValueError: it is a folder, a pipe, a device or a socket.
 
@@ -63,12 +63,12 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds either the old content or the new.
 
-    A symbolic link stays one: what it leads to is written. A file that is replaced keeps its mode; a new one gets what
-    the umask leaves.
+    For a symbolic link, its target is written. A file that is replaced keeps its mode; the mode of a new one follows
+    the umask.
 
     Raises:
       FileNotFoundError: there is no such folder.
-      OSError: the file cannot be written, or it is a folder, a pipe or a device; what was there is left as it was.
+      OSError: the file cannot be written, or is a folder, a pipe or a device; an existing file is unchanged.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "note"
@@ -80,10 +80,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {target.parent if path.is_symlink() else path.parent}")
-    temporary = target.with_name(f".{uuid.uuid4().hex}.funcnet-part")  # of no other thread, process or container
+    temporary = target.with_name(f".{uuid.uuid4().hex}.funcnet-part")  # unique among threads, processes and containers
     try:
         mode = _mode_to_keep(target)
-        at_first = partial(os.open, mode=0o666 if mode is None else mode)  # no wider than it will be, at any moment
+        at_first = partial(os.open, mode=0o666 if mode is None else mode)  # never wider than the final mode
         with open(temporary, "xb", opener=at_first) as file:
             file.write(data)
             file.flush()
@@ -98,7 +98,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether the file is what a killed process left behind in the middle of `write_atomically`.
+    """Whether the file is a remainder of a process that was killed during `write_atomically`.
 
     >>> is_leftover(Path(".thesis.2024")), is_leftover(Path(".thesis.funcnet-part"))
     (False, False)
@@ -107,7 +107,7 @@ def is_leftover(path: Path) -> bool:
 
 
 def _mode_to_keep(path: Path) -> int | None:
-    """The mode of the file that is to be replaced, if it is there and may be written."""
+    """The mode of the file that is to be replaced, checked to be writable, or None if there is none."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

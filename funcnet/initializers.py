@@ -1,7 +1,8 @@
 """Initializers: pure functions `(key, shape, dtype) -> array`.
 
-A weight has shape `(n_in, n_out)`. The scaled ones keep the variance of a signal constant from layer to layer:
-He for ReLU-like activations, Glorot (forwards and backwards at once) for tanh, LeCun for identity and selu-like.
+A weight has shape `(n_in, n_out)`. The scaled initializers keep the variance of a signal constant from layer to layer:
+He for ReLU-like activations, Glorot (a compromise of forwards and backwards) for tanh, LeCun for identity and
+selu-like.
 
 >>> W = he_normal(jax.random.key(0), (400, 500), jnp.float32)
 >>> round(float(W.var()) * 400, 1)
@@ -26,7 +27,7 @@ Initializer = Callable[[Array, tuple[int, ...], DTypeLike], Array]  # (key, shap
 
 
 def zeros(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """All zeros; the key is not looked at.
+    """All zeros; the key is not used.
 
     >>> zeros(jax.random.key(0), (2,))
     Array([0., 0.], dtype=float32)
@@ -52,7 +53,7 @@ def uniform(low: float, high: float) -> Initializer:
       high: finite, above `low`.
 
     Returns:
-      An initializer; one for each pair of bounds, so that it is one static value.
+      An initializer, the same object for equal bounds.
 
     Raises:
       ValueError: the bounds are not finite numbers with `low < high`.
@@ -66,7 +67,7 @@ def uniform(low: float, high: float) -> Initializer:
     return _uniform(float(low), float(high))
 
 
-@functools.cache  # by value: a keyword would be another key
+@functools.cache  # here, so that positional and keyword bounds share one entry
 def _uniform(low: float, high: float) -> Initializer:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, low, high)
 
@@ -77,10 +78,10 @@ def _scaled(about: str, name: str, draw: Callable[..., Array], numerator: int, b
     def initializer(key, shape, dtype=jnp.float32):
         if len(shape) != 2:
             raise ValueError(
-                f"{name} needs a weight's shape (n_in, n_out), got {shape}; for biases take zeros, "
+                f"{name} has shape {shape}, expected that of a weight, (n_in, n_out); for biases take zeros, "
                 "standard_normal or uniform(low, high)"
             )
-        n_in, n_out = (max(n, 1) for n in shape)  # an empty array has nothing to scale
+        n_in, n_out = (max(n, 1) for n in shape)  # no division by 0 for an empty array
         return draw(key, shape, dtype, math.sqrt(numerator / (n_in + n_out if both else n_in)))
 
     initializer.__name__ = initializer.__qualname__ = name

@@ -1,11 +1,11 @@
-"""Losses: each a function of the network's output and the target and, beside it, its own delta.
+"""Losses: functions of the network's output and the target, each with its delta.
 
 Targets with an integer dtype are class ids of shape `(...)`; targets with a floating dtype are shaped like the
-output, `(..., K)`. Under jit an id outside `[0, K)` cannot raise: it gives a NaN loss **and** a NaN gradient,
-where JAX's indexing would silently take a neighbouring class.
+output, `(..., K)`. Under jit an id outside `[0, K)` cannot raise an error: it gives a NaN loss **and** a NaN gradient.
+JAX's indexing would silently take a neighbouring class instead.
 
-What a loss takes decides what an output means: the logits of `K` classes, of which one is true; the logit of each of
-`K` labels, true or not; or values.
+The field `takes` of a loss decides what an output means: the logits of `K` classes, of which one is true; the logits of
+`K` labels, each true or not; or values.
 """
 
 from collections.abc import Callable
@@ -37,12 +37,12 @@ class Loss:
     """A loss per sample with its hand-written derivative: a static value, pickled as an `Activation` is.
 
     Attributes:
-      name: what errors, summaries and files call it.
-      fn: `(out, y) -> loss`, from `(..., K)` to `(...)`; no mean over samples, that is `objective`'s.
+      name: its name in errors, summaries and files.
+      fn: `(out, y) -> loss`, from `(..., K)` to `(...)`, without the mean over samples, which `objective` takes.
       delta: `(out, y) -> d fn / d out`, shaped like `out`.
       predict: `out -> prediction`: probabilities, or `out` itself for regression.
-      takes: what `out` is: "class logits", "label logits", or "values". It decides what counts as correct, and which
-        networks are refused.
+      takes: the meaning of `out`: "class logits", "label logits", or "values". It decides which predictions count as
+        correct, and which networks raise an error.
 
     >>> out, y = jnp.array([[2.0, 1.0]]), jnp.array([0])
     >>> softmax_cross_entropy.fn(out, y)
@@ -58,7 +58,7 @@ class Loss:
     takes: Literal["class logits", "label logits", "values"] = "values"
 
     def __post_init__(self):
-        """Check the functions, and the one field that is a word."""
+        """Check the functions and `takes`."""
         for name in ("fn", "delta", "predict"):
             if not callable(getattr(self, name)):
                 raise ValueError(f"{self.name}: {name} is {getattr(self, name)!r}, expected a function")
@@ -66,7 +66,7 @@ class Loss:
             raise ValueError(f"takes is {self.takes!r}, expected 'class logits', 'label logits' or 'values'")
 
     def __repr__(self) -> str:
-        """Short, as that of an `Activation`."""
+        """The name of a shipped one, as for an `Activation`."""
         return self.name if self in SHIPPED else f"Loss({self.name!r}, ...)"
 
     def __reduce__(self):
@@ -98,7 +98,7 @@ def one_hot(y: Array, K: int, dtype: DTypeLike) -> Array:
 
 
 def _countable(y: Array) -> Array:
-    return y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # an int8 could not count to K
+    return y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # K may not fit in an int8
 
 
 def _times(y: Array, v: Array) -> Array:
@@ -107,10 +107,10 @@ def _times(y: Array, v: Array) -> Array:
 
 
 def _below_largest(out: Array) -> tuple[Array, Array, Array, Array]:
-    """Which logit is the largest, one of them; how far each is below it; `exp` of that; its sum over all but that one.
+    """A mask of the (first) largest logit; `below = out - largest`; `exp(below)`; `rest`, its sum over the others.
 
-    With it `log p = below - log1p(rest)`. A plain `log(sum(exp))` loses the rest where it is small: of the logits 20, 0
-    and 0 it makes a loss of 0 in float32, and a delta of 0, where both are 4e-9.
+    So `log p = below - log1p(rest)`. A plain `log(sum(exp))` loses a small rest: for the logits 20, 0 and 0 its loss
+    and its delta are 0 in float32, while the true values are 4e-9.
     """
     largest = jax.nn.one_hot(jnp.argmax(out, -1), out.shape[-1], dtype=bool)
     top = jnp.sum(jnp.where(largest, out, 0.0), -1, keepdims=True)
@@ -125,14 +125,14 @@ def _softmax(out: Array) -> Array:
 
 
 def _class_against_others(out: Array, y: Array) -> tuple[Array, Array, Array, Array]:
-    """Which output is the class's own; `exp(out - largest)`; its sum over the others; `out - largest` of the own.
+    """A mask of the class's own output; `exp(out - largest)`; its sum over the other outputs; the own `out - largest`.
 
-    The same tails as `_below_largest` has, at the price of a plain softmax: nobody asks which logit is the largest.
+    As accurate in the tails as `_below_largest`, at the cost of a plain softmax: it needs no argmax.
     """
     own = jax.nn.one_hot(_countable(y), out.shape[-1], dtype=bool)
     largest = jnp.max(out, -1, keepdims=True)
     is_infinite = jnp.isposinf(out)
-    alone = jnp.sum(is_infinite, -1, keepdims=True) == 1  # of two infinite logits none is the largest
+    alone = jnp.sum(is_infinite, -1, keepdims=True) == 1  # of two infinite logits neither is the largest
     below = jnp.where(is_infinite & alone, 0.0, out - largest)
     exp = jnp.exp(below)
     others = jnp.sum(jnp.where(own, 0.0, exp), -1, keepdims=True)
@@ -141,7 +141,7 @@ def _class_against_others(out: Array, y: Array) -> tuple[Array, Array, Array, Ar
 
 
 def _nan_if_out_of_range(own: Array) -> Array:
-    """A factor `(..., 1)`: 1, or NaN for an id that has no output of its own."""
+    """A factor `(..., 1)`: 1, or NaN if the id has no output."""
     return jnp.where(jnp.any(own, -1, keepdims=True), 1.0, jnp.nan)
 
 
@@ -154,12 +154,12 @@ def _softmax_cross_entropy(out: Array, y: Array) -> Array:
 
 
 def _softmax_cross_entropy_delta(out: Array, y: Array) -> Array:
-    if is_class_ids(y):  # p, but p - 1 for the class
+    if is_class_ids(y):  # p, and p - 1 for the class
         own, exp, others, below = _class_against_others(out, y)
         return jnp.where(own, -others, exp) / (others + jnp.exp(below)) * _nan_if_out_of_range(own)
     largest, _, exp, rest = _below_largest(out)
     others = jnp.where(largest, rest, 1 + rest - exp)  # the sum of exp over all but k
-    # sum(y) p - y, without its cancellation where p is near 1
+    # sum(y) p - y, without cancellation where p is near 1
     return ((jnp.sum(y, -1, keepdims=True) - y) * exp - y * others) / (1 + rest)
 
 
@@ -173,7 +173,7 @@ Soft targets need not sum to one. Bishop, Pattern Recognition and Machine Learni
 
 
 def label_targets(out: Array, y: Array) -> Array:
-    """Targets `(..., K)` of the logits of labels: class ids stand for their one-hot row; of one output for themselves.
+    """The targets `(..., K)` for label logits: class ids become one-hot rows, or with one output are the target itself.
 
     >>> label_targets(jnp.zeros((2, 1)), jnp.array([0, 1])).tolist()
     [[0.0], [1.0]]
@@ -203,7 +203,7 @@ sigmoid_cross_entropy = Loss(
 )
 """`-sum_k [y_k log s(out_k) + (1 - y_k) log(1 - s(out_k))]`, `delta = s(out) - y`: binary or multi-label logits.
 
-Class ids are 0 or 1 with one output, and stand for their one-hot row with more. Both logarithms are softplus,
+With one output, class ids are 0 or 1; with more, they mean one-hot rows. Both logarithms are softplus,
 `-log s(z) = log(1 + exp(-z))`. Bishop 2006, equations 4.90 and 4.91.
 """
 
@@ -230,7 +230,7 @@ def _squared_error_delta(out: Array, y: Array) -> Array:
 squared_error = Loss("squared_error", _squared_error, _squared_error_delta, lambda out: out)
 """`|out - y|^2` per sample, the squared L2 norm without 1/2, `delta = 2 (out - y)`: regression.
 
-Class ids stand for their one-hot row.
+Class ids mean one-hot rows.
 """
 
 SHIPPED = (softmax_cross_entropy, sigmoid_cross_entropy, squared_error)
@@ -240,7 +240,7 @@ def from_name(name: str) -> Loss:
     """The shipped loss of that name.
 
     Raises:
-      ValueError: there is none of that name; the message lists those there are.
+      ValueError: there is none of that name; the message lists the names.
 
     >>> from_name("squared_error") is squared_error
     True

@@ -1,4 +1,4 @@
-"""The heart: a multilayer perceptron as pure functions, with its gradient written by hand.
+"""A multilayer perceptron as pure functions, with its gradient written by hand.
 
 With `delta_l = d objective / d z_l`, `N` samples over all leading axes, and `m_l` the dropout mask of `a_l`:
 
@@ -49,11 +49,11 @@ __all__ = [
 
 
 class Layer(NamedTuple):
-    """A layer in the middle of a pass: what it is, and what it saw."""
+    """A layer with its values in this pass."""
 
     W: Array  # (n_{l-1}, n_l), in the dtype of products
     f: Activation
-    mask: Array | None  # (..., n_{l-1}), of what comes in
+    mask: Array | None  # (..., n_{l-1}), of a_{l-1}
     a_in: Array  # (..., n_{l-1}), a_{l-1} under its mask
     z: Array  # (..., n_l)
     a: Array  # (..., n_l)
@@ -74,7 +74,7 @@ def value_and_backward(
     masks: Masks | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> tuple[Array, Params]:
-    """`objective` and `backward` in one pass, as `jax.value_and_grad` gives them.
+    """`objective` and `backward` in one pass, as `jax.value_and_grad` returns them.
 
     Args and errors as in `objective`.
 
@@ -89,7 +89,7 @@ def value_and_backward(
     a_0, chain = prepared(params, x, network, masks)
     layers = forward_sweep(a_0, chain)
     out = layers[-1].a  # a_L
-    y, share = targets_and_shares(y, out, network, sample_weight)  # share: 1 / N, or w / sum(w); here and nowhere else
+    y, share = targets_and_shares(y, out, network, sample_weight)  # share: 1 / N, or w / sum(w)
     delta_L = network.loss.delta(out, y) * layers[-1].slope * share[..., None]  # loss.delta is d loss / d a_L
     grads = gradients(layers, backward_sweep(layers, delta_L))
     return jnp.sum(share * losses_of(out, y, network)), like(params, grads)
@@ -108,7 +108,7 @@ def forward_sweep(a, chain) -> list[Layer]:
 
 
 def backward_sweep(layers, delta) -> list[Array]:
-    """`delta_{l-1} = m_{l-1} * (delta_l W_l^T) * f_{l-1}'(z_{l-1}, a_{l-1})`, from `delta_L` to all of them."""
+    """`delta_{l-1} = m_{l-1} * (delta_l W_l^T) * f_{l-1}'(z_{l-1}, a_{l-1})`, from `delta_L` down to `delta_1`."""
     deltas = [delta]
     for above, here in pairwise(reversed(layers)):  # (L, L-1), ..., (2, 1): no delta for the input
         delta = masked(times_transposed(delta, above.W), above.mask) * here.slope  # (..., n_l) -> (..., n_{l-1})
@@ -124,15 +124,12 @@ def gradients(layers, deltas) -> Params:
 
 
 def masked(a, mask) -> Array:
-    """`a * mask`; `None` keeps all."""
+    """`a * mask`, or `a` if the mask is `None`."""
     return a if mask is None else a * mask
 
 
-# What a user calls.
-
-
 class Trace(NamedTuple):
-    """What a forward pass computes on its way, in the order of the layers.
+    """All `z_l` and `a_l` of a forward pass, in the order of the layers.
 
     With masks, `activations` hold `a_l` before its mask.
     """
@@ -152,18 +149,18 @@ def init(
     """Draw the parameters of a network, `W_l ~ weights`, `b_l ~ biases`.
 
     Args:
-      key: a JAX random key; each array gets a key of its own from it.
+      key: a JAX random key; each array gets its own key, split from it.
       sizes: the widths `n_0, ..., n_L`, at least two.
-      weights: called with each `W_l`'s key, shape `(n_{l-1}, n_l)` and dtype.
-      biases: called with each `b_l`'s key, shape `(n_l,)` and dtype.
+      weights: called for each `W_l` with a key, the shape `(n_{l-1}, n_l)` and the dtype.
+      biases: called for each `b_l` with a key, the shape `(n_l,)` and the dtype.
       dtype: a floating dtype; it decides the precision of the network.
 
     Returns:
       `[(W_1, b_1), ..., (W_L, b_L)]`.
 
     Raises:
-      ValueError: fewer than two sizes, one that is not a whole number, an empty input or output, a dtype that is not
-        floating or not switched on, or no key.
+      ValueError: there are fewer than two sizes, a size is not a whole number, the input or output is empty, the dtype
+        is not floating or not enabled in JAX, or `key` is not a random key.
 
     >>> params = init(jax.random.key(0), (784, 128, 10))
     >>> [(W.shape, b.shape) for W, b in params]
@@ -190,13 +187,13 @@ def forward(params: Params, x: ArrayLike, network: Network = Network(), *, masks
       params: `[(W_1, b_1), ..., (W_L, b_L)]`.
       x: floating, `(..., n_0)`.
       network: static; the activations, and the dtype of products.
-      masks: `L` dropout masks or `None`s, `masks[l]` multiplying `a_l`; see `dropout_masks`.
+      masks: `L` dropout masks or `None`s; `masks[l]` multiplies `a_l`. See `dropout_masks`.
 
     Returns:
-      `(..., n_L)`, in the parameters' dtype but float32 at least.
+      `(..., n_L)`, in the parameters' dtype, or in float32 if that is narrower.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit, by argument and layer, while tracing.
+      ValueError: shapes or dtypes do not fit. The message names the argument and the layer; raised while tracing.
 
     >>> params = init(jax.random.key(0), (4, 8, 3))
     >>> forward(params, jnp.ones((5, 4))).shape, forward(params, jnp.ones(4)).shape
@@ -207,7 +204,7 @@ def forward(params: Params, x: ArrayLike, network: Network = Network(), *, masks
 
 @array_function
 def forward_trace(params: Params, x: ArrayLike, network: Network = Network(), *, masks: Masks | None = None) -> Trace:
-    """Everything on the way to the output: all `z_l` and all `a_l`. Args and errors as in `forward`.
+    """All `z_l` and all `a_l` on the way to the output. Args and errors as in `forward`.
 
     Returns:
       A `Trace`, `L` pre-activations and `L + 1` activations.
@@ -223,12 +220,12 @@ def forward_trace(params: Params, x: ArrayLike, network: Network = Network(), *,
 
 @array_function
 def predict(params: Params, x: ArrayLike, network: Network = Network()) -> Array:
-    """What the loss makes of the output: probabilities, or the values themselves for regression.
+    """The prediction: probabilities, or the output itself for regression. The loss decides.
 
     Args and errors as in `forward`.
 
     Returns:
-      `(..., K)`, in the parameters' dtype but float32 at least.
+      `(..., K)`, in the parameters' dtype, or in float32 if that is narrower.
 
     >>> predict(init(jax.random.key(0), (4, 3), weights=zeros), jnp.ones(4))
     Array([0.33333, 0.33333, 0.33333], dtype=float32)
@@ -257,13 +254,13 @@ def objective(
       network: static; the activations, the loss, and the dtype of products.
       masks: as in `forward`.
       sample_weight: `(...)`, one weight per sample; weight 0 leaves a sample out, if its loss is finite (0 times NaN
-        is NaN). Their sum must not be 0.
+        is NaN). The sum of the weights must not be 0.
 
     Returns:
-      A scalar. NaN where a class id is out of range.
+      A scalar; NaN if a class id is out of range.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit, by argument and layer, while tracing.
+      ValueError: shapes or dtypes do not fit. The message names the argument and the layer; raised while tracing.
 
     >>> params = init(jax.random.key(0), (4, 3), weights=zeros)
     >>> objective(params, jnp.ones((2, 4)), jnp.array([0, 2]))  # log 3

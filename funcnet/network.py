@@ -26,18 +26,18 @@ Masks = Sequence[Array | None]  # L of them: masks[l] multiplies a_l, l = 0 .. L
 class Network:
     """All that is static about a network: one value, passed to every function that needs any of it.
 
-    It is compared and hashed by value, and has no leaves. So `jit`, `vmap`, `grad` and `scan` take it as any argument,
-    and equal ones share one trace. It can be pickled if its activations and loss can.
+    It is compared and hashed by value, and has no leaves. So you can pass it to a function under `jit`, `vmap`, `grad`
+    or `scan` like any argument, and equal networks share one trace. It can be pickled if its activations and loss can.
 
     Attributes:
       hidden: one `Activation` for all hidden layers, or a sequence of `L - 1`, kept as a tuple.
       output: the `Activation` of the last layer. Softmax is not one: it is in the loss, on logits.
       loss: the `Loss`.
-      compute_dtype: the dtype of the factors of matrix products, say bfloat16, kept by its name; by default that of all
-        the rest. Sums, deltas and parameters stay as they are.
+      compute_dtype: the dtype of the factors of matrix products, e.g. bfloat16, kept as its name; by default that of
+        the computation. Sums, deltas and parameters keep their dtypes.
 
     Raises:
-      ValueError: a field that is no `Activation`, `Loss` or floating dtype.
+      ValueError: a field is not an `Activation`, `Loss` or floating dtype.
 
     >>> Network(hidden=[relu, identity]), Network() == Network(relu)
     (Network(hidden=(relu, identity)), True)
@@ -49,7 +49,7 @@ class Network:
     compute_dtype: DTypeLike | None = None
 
     def __post_init__(self):
-        """Check the fields; make a list a tuple and a dtype its name, so that equal networks compare equal."""
+        """Check the fields; convert lists to tuples and dtypes to names, so that equal networks compare equal."""
         named = [("hidden", self.hidden)]
         if isinstance(self.hidden, (list, tuple)):
             object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -61,7 +61,7 @@ class Network:
             object.__setattr__(self, "compute_dtype", floating(self.compute_dtype, "compute_dtype").name)
 
     def __repr__(self) -> str:
-        """What differs from the default, as it is written in Python."""
+        """The fields that differ from the defaults, as Python code."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         told = [f"{field.name}={values[field.name]!r}" for field in fields(self) if values[field.name] != field.default]
         return f"Network({', '.join(told)})"
@@ -94,13 +94,13 @@ def check_is_activation(name: str, f: Any) -> None:
 
 
 def check_is_loss(loss: Any) -> None:
-    """Check that it is a `Loss`."""
+    """Check that `loss` is a `Loss`."""
     if not isinstance(loss, Loss):
         raise ValueError(f"loss is {describe(loss)}, expected a Loss")
 
 
 def floating(dtype: Any, name: str) -> np.dtype:
-    """The dtype of that name, checked."""
+    """`dtype` as a NumPy dtype, checked to be floating."""
     try:
         found = jnp.dtype(dtype)
     except TypeError:
@@ -111,7 +111,7 @@ def floating(dtype: Any, name: str) -> np.dtype:
 
 
 def describe(value: Any) -> str:
-    """A short, concrete account of a value that should have been something else."""
+    """A short description of a wrong value, for an error message."""
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     if hasattr(value, "shape"):

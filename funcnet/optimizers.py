@@ -4,9 +4,9 @@
     updates, state = optimizer.update(grads, state, params)
     params = apply_updates(params, updates)
 
-So an optax transformation works wherever an `Optimizer` does, and the other way round. The parameters may be any
-tree of real floating arrays. A learning rate is a number, a traced array (to `vmap` over), or one of `schedules`.
-States are in float32 at least, updates in the dtypes of the gradients.
+So an optax transformation works wherever an `Optimizer` does, and vice versa. The parameters may be any tree of real
+floating arrays. A learning rate is a number, a traced array (to `vmap` over), or one of `schedules`. States are in
+float32 at least, updates in the dtypes of the gradients.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Optimizer(NamedTuple):
 
     Attributes:
       init: `params -> state`.
-      update: `(grads, state, params) -> (updates, state)`; the updates are to be added to the parameters.
+      update: `(grads, state, params) -> (updates, state)`; add the updates to the parameters.
 
     >>> optimizer = sgd(0.1)
     >>> state = optimizer.init(jnp.array([1.0]))
@@ -65,27 +65,27 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Check that it is a pair of an `init` and an `update`, as optax has them."""
+    """Check that `optimizer` has an `init` and an `update`, as in optax."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise ValueError(f"optimizer is {describe(optimizer)}, expected an Optimizer: adam(1e-3), with its rate")
+        raise ValueError(f"optimizer is {describe(optimizer)}, expected an Optimizer, e.g. adam(1e-3)")
 
 
 def check_opt_state(optimizer: Optimizer, opt_state: Any, params: Any) -> None:
-    """Check that the state is one of this optimizer, for these parameters: another one's may fit by luck."""
+    """Check that the state is one of this optimizer for these parameters; a wrong one might work by accident."""
     try:
         expected = jax.eval_shape(optimizer.init, params)
-    except jax.errors.JAXTypeError:  # it looks at values
+    except jax.errors.JAXTypeError:  # its `init` reads values
         return
     (leaves, tree), (own_leaves, own_tree) = map(jax.tree.flatten, (opt_state, expected))
     if tree != own_tree or [*map(np.shape, leaves)] != [*map(np.shape, own_leaves)]:
         raise ValueError(
             f"state.opt_state, of type {type(opt_state).__name__}, was made by another optimizer or for other "
-            "parameters: init_state(params, optimizer) makes it anew"
+            "parameters: make a new state by init_state(params, optimizer)"
         )
 
 
 def update_with(optimizer: Optimizer, grads: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
-    """`optimizer.update`, with those of the extra arguments that it takes: some of optax want `value` or `value_fn`.
+    """`optimizer.update` with the extra arguments that it accepts: some of optax need `value` or `value_fn`.
 
     >>> update_with(sgd(0.5), jnp.ones(1), sgd(0.5).init(jnp.ones(1)), jnp.ones(1), value=3.0)[0]
     Array([-0.5], dtype=float32)
@@ -111,7 +111,7 @@ def sgd(lr: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Opti
 
     Args:
       lr: the learning rate.
-      momentum: the part of the velocity that is kept; the number 0 keeps no velocity at all.
+      momentum: the fraction of the velocity that is kept; the number 0 stores no velocity at all.
       nesterov: look ahead along the velocity.
 
     >>> optimizer = sgd(0.1, momentum=0.9)
@@ -221,7 +221,7 @@ def adamw(
 ) -> Optimizer:
     """Adam with decoupled weight decay, `p <- p - lr (m' / (sqrt(s') + eps) + weight_decay p)`.
 
-    Loshchilov and Hutter, ICLR 2019, algorithm 2. All parameters decay, biases too, unless a mask leaves some out.
+    Loshchilov and Hutter, ICLR 2019, algorithm 2. All parameters decay, also biases, except those that a mask excludes.
 
     Args:
       lr: the learning rate.
@@ -229,7 +229,7 @@ def adamw(
       b2: decay of the mean square.
       eps: keeps the denominator away from zero.
       weight_decay: the number 0 makes it `adam`, which needs no `params` in `update`.
-      mask: which leaves decay: a tree of booleans, or a function that makes one of `params`, as
+      mask: which leaves decay: a tree of booleans, or a function from `params` to one, e.g.
         `regularizers.weights_only`; by default all.
 
     Raises:
@@ -274,19 +274,19 @@ def adamw(
 class AveragedState(NamedTuple):
     """The state of `averaged`."""
 
-    inner: Any  # of the optimizer within
+    inner: Any  # the state of the inner optimizer
     average: Any  # like params, float32 at least: for evaluation
     weight: Array  # (), float32: 1 - decay^t, the sum of the weights after t updates
 
 
 def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
-    """An optimizer that also keeps an average of the parameters, those of `k` updates ago weighted by `decay^k`.
+    """An optimizer that also keeps an average of the parameters; those of `k` updates ago have weight `decay^k`.
 
         weight <- decay weight + 1 - decay,   average <- average + (1 - decay) / weight (params - average)
 
-    It is a mean from the first update on: the parameters before that have no part in it, and the weights sum to one
-    (Adam corrects its means in the same way). It changes nothing in the training; evaluate `state.opt_state.average`.
-    Polyak and Juditsky, 1992, with a decay in place of `1 / step`.
+    The weights sum to one from the first update on, and the initial parameters are not in the average (Adam corrects
+    its means in the same way). The training is unchanged; evaluate `state.opt_state.average`. Polyak and Juditsky,
+    1992, with a decay in place of `1 / step`.
 
     Args:
       optimizer: an `Optimizer`, or any optax transformation.
@@ -296,7 +296,7 @@ def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
       The optimizer, whose state is an `AveragedState`; its `update` needs `params`.
 
     Raises:
-      ValueError: a decay out of range.
+      ValueError: the decay is out of range.
 
     >>> optimizer, params = averaged(sgd(1.0), 0.5), jnp.array([1.0])
     >>> state = optimizer.init(params)
@@ -309,7 +309,7 @@ def averaged(optimizer: Optimizer, decay: ArrayLike) -> Optimizer:
     _check_part("averaged: decay", decay)
 
     def init(params):
-        average = jax.tree.map(lambda p: jnp.copy(wide(p)), params)  # buffers of its own: the state may be donated
+        average = jax.tree.map(lambda p: jnp.copy(wide(p)), params)  # a copy: the state may be donated
         return AveragedState(optimizer.init(params), average, jnp.zeros((), jnp.float32))
 
     def update(grads, state, params, **extra):
@@ -329,7 +329,7 @@ def _check_rate(name: str, lr: Any) -> None:
 
 
 def _check_part(name: str, value: Any) -> None:
-    """Check that a number is at least 0 and below 1; a traced one cannot be seen."""
+    """Check that a number is at least 0 and below 1; a traced value is not checked."""
     if not isinstance(value, Tracer) and not 0 <= value < 1:
         raise ValueError(f"{name} is {value}, expected at least 0 and below 1")
 
@@ -343,12 +343,12 @@ def _zero_steps():
 
 
 def _zeros_like(params):
-    """Running means are kept in float32 at least: in bfloat16 0.999 is 1, in float16 1e-8 is 0."""
+    """Zeros in float32 at least, for running means: in bfloat16 0.999 rounds to 1, in float16 1e-8 rounds to 0."""
     return jax.tree.map(lambda p: jnp.zeros_like(wide(p)), params)
 
 
 def wide(leaf: Array) -> Array:
-    """A leaf in the dtype that running means are kept in: float32 at least.
+    """A leaf in the dtype of running means: float32 at least.
 
     Raises:
       ValueError: it is not a floating array.
@@ -365,7 +365,7 @@ def wide(leaf: Array) -> Array:
 
 
 def _like(scalar, leaf):
-    """A scalar, maybe traced, in the dtype of a leaf."""
+    """A scalar, possibly traced, in the dtype of a leaf."""
     return jnp.asarray(scalar).astype(leaf.dtype)
 
 

@@ -1,12 +1,11 @@
-"""What a hand-written backward gives that autodiff hides: norms, clipping and moments of every sample's gradient.
+"""Per-sample gradients from the hand-written backward: the norms, clipping and moments of every sample's gradient.
 
-A sweep over a batch holds each sample's `a_{l-1}` and `delta_l`, and a sample's gradient is their outer product. So its
-norm is `|dW_l|^2 = |a_{l-1}|^2 |delta_l|^2`, `|db_l|^2 = |delta_l|^2`, and a weighted sum of gradients is one matrix
-product with weighted deltas: norms, clipped sums and variances need no gradient of any single sample in memory, and
-about the time of one pass.
-Goodfellow, Efficient per-example gradient computations, 2015.
+The two sweeps over a batch hold each sample's `a_{l-1}` and `delta_l`, and a sample's gradient is their outer product.
+So its norm is `|dW_l|^2 = |a_{l-1}|^2 |delta_l|^2`, `|db_l|^2 = |delta_l|^2`, and a weighted sum of gradients is one
+matrix product with weighted deltas. Norms, clipped sums and variances take about the time of one pass, and no gradient
+of a single sample is in memory. Goodfellow, Efficient per-example gradient computations, 2015.
 
-A sample's gradient is that of its own loss, with no `1 / N` and no weight; `sample_weight` weighs samples in a mean.
+A sample's gradient is that of its own loss, without `1 / N` or a weight; `sample_weight` weighs samples in a mean.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def per_sample_backward(
     """The gradient of every sample's own loss, `dW_l[n] = a_{l-1}[n]^T delta_l[n]`, `db_l[n] = delta_l[n]`.
 
     Their mean over the samples is `backward`. It takes `N` times the memory of the parameters; the functions below do
-    without.
+    not.
 
     Args and errors as in `funcnet.objective`, except that there is no `sample_weight`.
 
@@ -89,12 +88,12 @@ def per_sample_norms(
 ) -> Array | Params:
     """The norm of every sample's gradient, `|g[n]|^2 = sum_l |delta_l[n]|^2 (|a_{l-1}[n]|^2 + 1)`.
 
-    Args and errors as in `per_sample_backward`, and `per_leaf`, static: a norm for each `W` and `b` instead of one for
-    all.
+    Args and errors as in `per_sample_backward`, and `per_leaf`, static: one norm for each `W` and `b` instead of one
+    for all.
 
     Returns:
-      `(...)`, the leading axes of `x`; with `per_leaf` the tree of `params`, each leaf of that shape. In the dtype of
-      computation: float32 at least.
+      `(...)`, the leading axes of `x`; with `per_leaf` the tree of `params`, each leaf of that shape. The dtype is that
+      of the computation: float32 at least.
 
     >>> from funcnet import zeros
     >>> params = mlp.init(jax.random.key(0), (4, 3), weights=zeros)
@@ -121,8 +120,8 @@ def input_backward(
 ) -> Array:
     """The gradient of `objective` with respect to the input, `delta_1 W_1^T`: saliency, adversarial examples.
 
-    A row per sample, with the `1 / N` of the mean in it. Simonyan, Vedaldi and Zisserman, 2014; Goodfellow, Shlens and
-    Szegedy, ICLR 2015.
+    It has a row per sample, which includes the `1 / N` of the mean. Simonyan, Vedaldi and Zisserman, 2014; Goodfellow,
+    Shlens and Szegedy, ICLR 2015.
 
     Args and errors as in `funcnet.objective`.
 
@@ -152,9 +151,9 @@ def gradient_moments(
 ) -> Moments:
     """Mean and variance of the samples' gradients, entry by entry: `E[g]` and `E[g^2] - E[g]^2`.
 
-    `E[dW_l^2] = E[a_{l-1}^2^T delta_l^2]`: one more matrix product per layer. The variance is that of the batch, as
-    NumPy's `var`; times `N / (N - 1)` it estimates that of the population. It is a difference, exact to some eps (of
-    `compute_dtype`, if there is one) of `E[g^2]`. Dangel, Kunstner and Hennig, BackPACK, ICLR 2020.
+    `E[dW_l^2] = E[a_{l-1}^2^T delta_l^2]`: one more matrix product per layer. The variance is that of the batch, like
+    NumPy's `var`; times `N / (N - 1)` it estimates that of the population. It is a difference, so its error is some eps
+    (of `compute_dtype`, if there is one) times `E[g^2]`. Dangel, Kunstner and Hennig, BackPACK, ICLR 2020.
 
     Args and errors as in `funcnet.objective`.
 
@@ -184,14 +183,15 @@ def gradient_noise_scale(
     masks: Masks | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> NoiseScale:
-    """The simple noise scale `tr(Sigma) / |G|^2`: about the largest batch that still pays.
+    """The simple noise scale `tr(Sigma) / |G|^2`: about the largest batch size that is still efficient.
 
     `Sigma` is the covariance of a sample's gradient, `G` its expectation, both estimated without bias from `N` samples:
     `tr(Sigma) = (E|g|^2 - |E g|^2) N / (N - 1)` and `|G|^2 = |E g|^2 - tr(Sigma) / N`; with weights `w`, `N` is
     `sum(w)^2 / sum(w^2)`. McCandlish, Kaplan, Amodei et al., An empirical model of large-batch training, 2018,
-    equation 2.9 and appendix A.1. Average the two over several batches before dividing: the ratio of one is noisy.
+    equation 2.9 and appendix A.1. Average the two estimates over several batches before you divide them: the ratio from
+    one batch is noisy.
 
-    Args and errors as in `funcnet.objective`. At least two samples; one gives NaN.
+    Args and errors as in `funcnet.objective`. It needs at least two samples; one gives NaN.
 
     Returns:
       `NoiseScale(ratio, trace, squared_norm)`.

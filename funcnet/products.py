@@ -1,9 +1,9 @@
-"""The matrix products of a layer, and what makes them fast: dtypes, memory layouts, shardings, workarounds for XLA.
+"""The matrix products of a layer, with the dtypes, memory layouts, shardings and XLA workarounds that make them fast.
 
     a W,   delta W^T,   a^T delta summed over the samples
 
-The factors have the dtype of `W`, the sums that of `a` or `delta`. `W` comes in the dtype of products already: cast
-once, by `arguments.prepared`. Of an array `like` only the dtype, the shape and the sharding are used, not the values.
+The factors have the dtype of `W`, the sums that of `a` or `delta`. `W` already has the dtype of products:
+`arguments.prepared` casts it once. Only the dtype, the shape and the sharding of an array `like` are used.
 """
 
 import timeit
@@ -28,7 +28,7 @@ def times(a: Array, W: Array) -> Array:
 
 
 def times_transposed(delta: Array, W: Array) -> Array:
-    """`delta W^T`, `(..., n_out) -> (..., n_in)`. An einsum: `W.T` in its place compiles to slower programs.
+    """`delta W^T`, `(..., n_out) -> (..., n_in)`, as an einsum: `W.T` compiles to slower programs.
 
     >>> times_transposed(jnp.array([[2.0]]), jnp.array([[1.0], [10.0]]))
     Array([[ 2., 20.]], dtype=float32)
@@ -37,7 +37,7 @@ def times_transposed(delta: Array, W: Array) -> Array:
 
 
 def outer_sum(a: Array, delta: Array, like: Array) -> Array:
-    """`dW[i, j] = sum a[..., i] delta[..., j]` over all samples, laid out over devices as `like` is.
+    """`dW[i, j] = sum a[..., i] delta[..., j]` over all samples, sharded like `like`.
 
     >>> outer_sum(jnp.ones((5, 2)), jnp.ones((5, 3)), jnp.zeros((2, 3)))
     Array([[5., 5., 5.],
@@ -46,7 +46,7 @@ def outer_sum(a: Array, delta: Array, like: Array) -> Array:
     as_it_is = partial(_contracted, dtype=like.dtype, sharding=jax.typeof(like).sharding)
     on_cpu = partial(as_it_is, left_row_major=True)
     if like.shape[1] <= 16:
-        # CPU: with at most 16 columns, dW^T is 2 to 7 times faster, if a barrier keeps XLA from turning it back.
+        # CPU: with at most 16 columns, dW^T is 2 to 7 times faster, if a barrier keeps XLA from transposing it back.
         transposed = partial(_contracted, dtype=like.dtype, sharding=jax.typeof(like.T).sharding, left_row_major=True)
         on_cpu = lambda a, delta: optimization_barrier(transposed(delta, a)).T  # noqa: E731
     return platform_dependent(a, delta, cpu=on_cpu, default=as_it_is)
@@ -63,7 +63,7 @@ def outer(a: Array, delta: Array, like: Array) -> Array:
 
 
 def second_moment(v: Array, weight: Array, like: Array) -> Array:
-    """`sum weight v^T v` over all samples, `(..., n) -> (n, n)`, symmetric, and whole on every device.
+    """`sum weight v^T v` over all samples, `(..., n) -> (n, n)`, symmetric, replicated on every device.
 
     >>> second_moment(jnp.array([[1.0, 2.0]]), jnp.ones(1), jnp.zeros((2, 3)))
     Array([[1., 2.],
@@ -72,26 +72,26 @@ def second_moment(v: Array, weight: Array, like: Array) -> Array:
     whole = NamedSharding(jax.typeof(like).sharding.mesh, PartitionSpec())
     as_it_is = partial(_contracted, dtype=like.dtype, sharding=whole)
     product = platform_dependent(v, weight[..., None] * v, cpu=partial(as_it_is, left_row_major=True), default=as_it_is)
-    return (product + product.T) / 2  # the two factors are rounded each by itself
+    return (product + product.T) / 2  # the two factors are rounded separately
 
 
 def _contracted(p, q, dtype, sharding, left_row_major=False) -> Array:
     """`sum p[..., i] q[..., j]` over all samples, in the dtype of `p`, from factors in `dtype`."""
     p_T = jnp.moveaxis(p.astype(dtype), -1, 0)  # (..., n) -> (n, ...)
-    # Where a mesh's axes are explicit, a contraction over a sharded batch must say what comes out.
+    # With explicit mesh axes, a contraction over a sharded batch must name the sharding of its result.
     einsum = partial(jnp.einsum, "i...,...j->ij", preferred_element_type=p.dtype, out_sharding=sharding)
     if dtype == p.dtype or not left_row_major:
         return einsum(p_T, q.astype(dtype))
-    # CPU: XLA has half-precision products only where the left factor lies row by row in memory. Otherwise it takes
-    # float32, at half the speed or less. `moveaxis` moves no memory; a sum over windows of one element does. The
-    # barrier keeps a later transposition of the result out of the factors.
+    # CPU: XLA has half-precision products only if the left factor is row-major in memory. Otherwise it uses float32,
+    # at half the speed or less. `moveaxis` moves no memory; a sum over windows of one element does. The barrier keeps
+    # XLA from moving a later transposition of the result into the factors.
     ones = (1,) * p_T.ndim
     p_T = jax.lax.reduce_window(p_T, p_T.dtype.type(0), jax.lax.add, ones, ones, "VALID")
     return optimization_barrier(einsum(p_T, q.astype(dtype)))
 
 
 def bfloat16_is_faster() -> bool:
-    """Whether products of bfloat16 are worth while on this device, by a measurement; some processors imitate them.
+    """Whether bfloat16 products are faster on this device, by a measurement; some processors only emulate them.
 
     >>> bfloat16_is_faster() in (True, False)
     True
@@ -103,6 +103,6 @@ def bfloat16_is_faster() -> bool:
         return timeit.timeit(lambda: multiply(a, W).block_until_ready(), number=1)
 
     Ws = [W, W.astype(jnp.bfloat16)]
-    rounds = [[seconds(W) for W in Ws] for _ in range(21)][1:]  # in turn; the first one compiles
+    rounds = [[seconds(W) for W in Ws] for _ in range(21)][1:]  # alternating; the first round compiles
     in_float32, in_bfloat16 = map(min, zip(*rounds, strict=True))
     return in_bfloat16 < 0.9 * in_float32

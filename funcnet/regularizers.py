@@ -1,11 +1,11 @@
-"""Regularizers: data that a pass takes, samples that a batch gains, or functions around an optimizer.
+"""Regularizers: arguments of a pass, additional samples, or wrappers of an optimizer.
 
-Dropout is masks, label smoothing is targets, virtual adversarial training is more samples; a limit on weights or on the
-gradient wraps an `Optimizer` and is one again. None of them is a case in `backward`. Weight decay is `adamw`, of `W`
-alone with `mask=weights_only`.
+Dropout gives masks, label smoothing gives targets, virtual adversarial training gives more samples. A limit on weights
+or on the gradient wraps an `Optimizer` in another one. So `backward` has no special case for any of them. For weight
+decay use `adamw`, with `mask=weights_only` for `W` alone.
 
-Every rate and limit is a Python or NumPy number, which has to be in its range, or a traced scalar, say to `vmap` over:
-NaN comes out where that is not in it.
+Every rate and limit is a Python or NumPy number within its range, or a traced scalar, e.g. to `vmap` over; a traced one
+out of range gives NaN.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ def dropout_masks(
 ) -> tuple[Array | None, ...]:
     """Dropout as data: masks for `forward`, `objective` and `backward`, already scaled by `1 / (1 - rate)`.
 
-    `mask ~ Bernoulli(1 - rate) / (1 - rate)`, drawn for every unit of every sample. The same masks go to the forward
-    and the backward pass; in evaluation there are none. Srivastava et al., JMLR 2014.
+    `mask ~ Bernoulli(1 - rate) / (1 - rate)`, drawn for every unit of every sample. Pass the same masks to the forward
+    and the backward pass, and none in evaluation. Srivastava et al., JMLR 2014.
 
     Args:
       key: a JAX random key.
       params: for the widths and the dtype.
       batch_shape: the leading axes of `x`: `(N,)` for a batch, `()` for one sample.
-      rate: the part of the hidden units to drop, in `[0, 1)`; the number 0 gives no masks.
+      rate: the fraction of the hidden units to drop, in `[0, 1)`; the number 0 gives no masks.
       input_rate: the same for the inputs.
 
     Returns:
       `L` masks, `masks[l]` of shape `(*batch_shape, n_l)`, or `None` where nothing is dropped.
 
     Raises:
-      ValueError: a rate outside `[0, 1)`; what is no random key or no shape.
+      ValueError: a rate is outside `[0, 1)`, `key` is not a random key, or `batch_shape` is not a tuple.
 
     >>> import funcnet
     >>> params = funcnet.init(jax.random.key(0), (4, 1000, 3))
@@ -78,7 +78,7 @@ def dropout_masks(
         scaled = kept.astype(dtype) / (1 - rate)
         if isinstance(rate, float):
             return scaled
-        return jnp.where(jnp.isnan(rate), rate, scaled)  # compiled, 0 over NaN is 0: all would be dropped in silence
+        return jnp.where(jnp.isnan(rate), rate, scaled)  # compiled, 0 / NaN may be 0: it would silently drop all
 
     keys = jax.random.split(key, len(params))
     rates = (input_rate, *[rate] * (len(params) - 1))
@@ -97,14 +97,14 @@ def smooth_labels(y: ArrayLike, classes: int, amount: ArrayLike) -> Array:
       float32, `(..., K)`. An id out of range gives NaN.
 
     Raises:
-      ValueError: `y` holds no class ids, or `amount` is out of range.
+      ValueError: `y` does not hold class ids, `classes` is below 2, or `amount` is out of range.
 
     >>> smooth_labels(jnp.array([1]), 4, 0.2)
     Array([[0.05, 0.85, 0.05, 0.05]], dtype=float32)
     """
     y = jnp.asarray(y)
     if not is_class_ids(y):
-        raise ValueError(f"smooth_labels: y has dtype {y.dtype}, expected class ids, of an integer dtype")
+        raise ValueError(f"smooth_labels: y has dtype {y.dtype}, expected an integer dtype (class ids)")
     if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 2:
         raise ValueError(f"smooth_labels: classes is {classes!r:.80}, expected a whole number >= 2")
     part = _number("smooth_labels: amount", amount, "in [0, 1]", lambda part: (part >= 0) & (part <= 1))
@@ -112,21 +112,21 @@ def smooth_labels(y: ArrayLike, classes: int, amount: ArrayLike) -> Array:
 
 
 def limit_weights(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
-    """An optimizer after whose updates no unit's incoming weights are longer than `limit`.
+    """An optimizer that limits the norm of each unit's incoming weights to `limit` after each update.
 
-    `W[:, j] <- W[:, j] min(1, limit / |W[:, j]|)` after each update; biases are left alone. Srivastava et al., JMLR
-    2014, section 5.1, who call it max-norm regularization.
+    `W[:, j] <- W[:, j] min(1, limit / |W[:, j]|)`; biases are not limited. Called max-norm regularization in Srivastava
+    et al., JMLR 2014, section 5.1.
 
     Args:
-      optimizer: an `Optimizer`, or any optax transformation, for `[(W, b), ...]`, or any tree in which a leaf of two
-        axes is a `W`.
+      optimizer: an `Optimizer`, or any optax transformation, for `[(W, b), ...]`, or any tree in which each leaf with
+        two axes is a `W`.
       limit: positive; infinite for no limit.
 
     Returns:
       The optimizer, with the same state; its `update` needs `params`.
 
     Raises:
-      ValueError: a limit that is not positive; from `update`, if there are no `params`.
+      ValueError: the limit is not positive; from `update`, if there are no `params`.
 
     >>> from funcnet import apply_updates, sgd
     >>> optimizer = limit_weights(sgd(1.0), 5.0)
@@ -141,9 +141,7 @@ def limit_weights(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
 
     def update(grads, state, params=None, **extra):
         if params is None:
-            raise ValueError(
-                "limit_weights: update needs params, whose length is limited: update(grads, state, params)"
-            )
+            raise ValueError("limit_weights: update needs params, whose norm is limited: update(grads, state, params)")
         updates, state = update_with(optimizer, grads, state, params, **extra)
 
         def shortened(W, dW):
@@ -160,10 +158,10 @@ def limit_weights(optimizer: Optimizer, limit: ArrayLike) -> Optimizer:
 
 
 def clip_by_global_norm(optimizer: Optimizer, max_norm: ArrayLike) -> Optimizer:
-    """An optimizer that sees gradients no longer than `max_norm`, all leaves being one vector.
+    """An optimizer that first clips the gradient, all leaves as one vector, to a norm of `max_norm`.
 
-    `g <- g min(1, max_norm / |g|)`. Pascanu, Mikolov and Bengio, ICML 2013, algorithm 1. A gradient that is not finite
-    comes out as NaN throughout, so that it is noticed. Each sample's gradient by itself: `funcnet.clipped_backward`.
+    `g <- g min(1, max_norm / |g|)`. Pascanu, Mikolov and Bengio, ICML 2013, algorithm 1. If the gradient is not finite,
+    all of it becomes NaN, so that you notice. To clip each sample's gradient, use `funcnet.clipped_backward`.
 
     Args:
       optimizer: an `Optimizer`, or any optax transformation, for any tree.
@@ -173,7 +171,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: ArrayLike) -> Optimizer:
       The optimizer, with the same state.
 
     Raises:
-      ValueError: a `max_norm` that is not positive.
+      ValueError: `max_norm` is not positive.
 
     >>> from funcnet import sgd
     >>> optimizer = clip_by_global_norm(sgd(1.0), 1.0)
@@ -192,7 +190,7 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: ArrayLike) -> Optimizer:
 
 
 def weights_only(params: Any) -> Any:
-    """Which leaves are weights, for the `mask` of `adamw`, ours or optax's: those of two axes or more, not the biases.
+    """Which leaves are weights (two axes or more), not biases: the `mask` of `adamw`, also of optax's.
 
     >>> weights_only([(jnp.ones((3, 2)), jnp.ones(2))])
     [(True, False)]
@@ -212,29 +210,29 @@ def virtual_adversarial(
     probe: ArrayLike = 0.1,
     iterations: int = 1,
 ) -> tuple[Array, Array, Array | None]:
-    """Virtual adversarial training as twice the samples: `(x, y)`, and `(x + r, p)`, `p` being the prediction for `x`.
+    """Virtual adversarial training by twice the samples: `(x, y)` and `(x + r, p)`; `p` is the prediction for `x`.
 
-    `r` is the step of length `radius` that changes `p` most, by the power method: from a random direction `d`, `d <-`
+    `r` is about the step of length `radius` that changes `p` most. The power method finds it, from a random `d`: `d <-`
     the gradient of `KL(p || p(x + probe d))` with respect to `x`, which is that of the loss with `p` as the target. The
-    objective over both halves is half the paper's `loss + KL(p || p(x + r))`, but for the entropy of `p`, which is
-    taken as given. An `augment` for `make_epoch`. Miyato, Maeda, Koyama and Ishii, PAMI 2018, algorithm 1.
+    objective over both halves is half the paper's `loss + KL(p || p(x + r))`, plus half the entropy of `p`, which is
+    constant. Use it as an `augment` for `make_epoch`. Miyato, Maeda, Koyama and Ishii, PAMI 2018, algorithm 1.
 
     Args:
       key: a JAX random key.
-      params: the network whose `p` it is; nothing is differentiated through it.
+      params: the network that predicts `p`; `p` is a constant, not differentiated.
       x: floating, `(N, n_0)`.
       y: class ids `(N,)` or targets `(N, K)`.
       sample_weight: `(N,)` or `None`.
       network: static; its loss takes its own predictions as targets.
       radius: the length of `r`, not negative.
-      probe: the length of the step along which the method looks, positive.
-      iterations: of the power method; 0 leaves the random direction.
+      probe: the length of the step in the power method, positive.
+      iterations: of the power method; 0 keeps the random direction.
 
     Returns:
       `x` `(2N, n_0)`, targets `(2N, K)`, and weights `(2N,)`, or `None` for none.
 
     Raises:
-      ValueError: as in `funcnet.objective`; a number out of range.
+      ValueError: as in `funcnet.objective`; a number is out of range.
 
     >>> from funcnet import init
     >>> params, x, y = init(jax.random.key(0), (4, 8, 3)), jnp.ones((5, 4)), jnp.array([0, 1, 2, 0, 1])
@@ -260,13 +258,13 @@ def virtual_adversarial(
 
 
 def _unit(d):
-    """Each row over its norm; a row of zeros, which leads nowhere, stays."""
+    """Each row divided by its norm; a row of zeros is unchanged."""
     norm = norm_of(d)[..., None]
     return d / jnp.where(norm > 0, norm, 1)
 
 
 def _global_norm(leaves) -> Array:
-    """The norm of all leaves as one vector, by its largest entry: a square could be 0 or infinite."""
+    """The norm of all leaves as one vector, scaled by its largest entry: a square could underflow or overflow."""
     leaves = [wide(leaf) for leaf in leaves]
     dtype = jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
     leaves = [leaf.astype(dtype) for leaf in leaves]
@@ -276,14 +274,14 @@ def _global_norm(leaves) -> Array:
 
 
 def _factor(norm, limit) -> Array:
-    """`min(1, limit / norm)`, NaN for a norm that is, and 1 where there is no limit."""
+    """`min(1, limit / norm)`; NaN if the norm is NaN, and 1 without a limit."""
     limit = jnp.asarray(limit, norm.dtype)
     within = (norm <= limit) | (limit == jnp.inf)
     return jnp.where(within, 1.0, limit / jnp.where(within, 1.0, norm))
 
 
 def _number(name: str, value: Any, expected: str, is_in_range: Callable[[Any], Any], dtype: Any = jnp.float32) -> Any:
-    """A number that is in its range, as a float; or a traced one in `dtype`, NaN where it is out of it."""
+    """A number, checked to be in range, as a float; or a traced one in `dtype`, NaN if it is out of range."""
     known = not isinstance(value, (Tracer, bool, str, bytes))
     real = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.number) and not jnp.iscomplexobj(value)
     if np.shape(value) != () or not (real or (known and isinstance(value, (int, float)))):

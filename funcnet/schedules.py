@@ -1,6 +1,6 @@
 """Schedules: learning rates as pure functions of the number of updates made so far.
 
-An optimizer takes one in place of a number: `adam(cosine(1e-3, total_steps=1000))`.
+Pass one to an optimizer in place of a number: `adam(cosine(1e-3, total_steps=1000))`.
 """
 
 import math
@@ -27,8 +27,8 @@ def exponential(lr: float, *, decay_rate: float, decay_steps: int) -> Schedule:
     """`lr * decay_rate ** (step / decay_steps)`.
 
     Args:
-      lr: at step 0.
-      decay_rate: the factor over each `decay_steps`.
+      lr: the learning rate at step 0.
+      decay_rate: the factor over `decay_steps` steps.
       decay_steps: at least 1.
 
     Raises:
@@ -48,9 +48,9 @@ def cosine(lr: float, *, total_steps: int, warmup_steps: int = 0, final_lr: floa
 
     Args:
       lr: the peak, reached after `warmup_steps`.
-      total_steps: warm-up included; constant afterwards.
+      total_steps: including the warm-up; constant afterwards.
       warmup_steps: fewer than `total_steps`.
-      final_lr: at `total_steps`.
+      final_lr: the learning rate at `total_steps`.
 
     Raises:
       ValueError: `total_steps` is not more than `warmup_steps`.
@@ -79,13 +79,13 @@ def one_cycle(
 
     Args:
       lr: the peak.
-      total_steps: constant afterwards.
-      warmup: the part of the steps, between 0 and 1, that goes up.
-      start_factor: how far below the peak to start.
-      end_factor: how far below the start to end.
+      total_steps: the length of the cycle; constant afterwards.
+      warmup: the fraction of the steps, between 0 and 1, that goes up.
+      start_factor: the peak divided by the start.
+      end_factor: the start divided by the end.
 
     Raises:
-      ValueError: `total_steps` is not positive, or `warmup` not between 0 and 1.
+      ValueError: `total_steps` is not positive, or `warmup` is not between 0 and 1.
 
     >>> schedule = one_cycle(1.0, total_steps=100, warmup=0.5)
     >>> [round(float(schedule(step)), 6) for step in (0, 25, 50, 100)]

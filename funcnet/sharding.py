@@ -1,14 +1,14 @@
-"""One program over many devices: how a mesh, the parameters, the optimizer's state and the batches are laid out.
+"""One program over many devices: the shardings of the parameters, the optimizer's state and the batches on a mesh.
 
     mesh = make_mesh("data=4,model=2")
     state = put(state, state_shardings(state, mesh))
     x, y = shard_batches(key, images, labels, batch_size=128, mesh=mesh)  # an epoch's batches, (S, B, ...)
     state, metrics = jax.jit(make_prebatched_epoch(step, samples=len(images)))(state, key, x, y)
 
-`data` splits samples: every device runs the same step on its part of each batch, and since `dW_l = a_{l-1}^T delta_l`
-sums over samples, XLA ends it with the one all-reduce of the step. `model` splits units: the columns of one `W_l` and
-the rows of the next, so that a device has a part of the units between them (Shoeybi et al., Megatron-LM, 2019,
-section 3). The maths does not know of any of this.
+`data` splits samples: every device runs the same step on its part of each batch. Since `dW_l = a_{l-1}^T delta_l` is a
+sum over samples, XLA adds one all-reduce per step. `model` splits units: the columns of one `W_l` and the rows of the
+next, so that a device has a part of the units between them (Shoeybi et al., Megatron-LM, 2019, section 3). The code of
+the network does not depend on it.
 """
 
 import math
@@ -29,17 +29,17 @@ AXES = ("data", "model")
 
 
 def make_mesh(text: str, *, axis_type: AxisType = AxisType.Auto) -> Mesh:
-    """A mesh from its description, over the first devices there are, of all processes.
+    """A mesh from its description, over the first devices of all processes.
 
     Args:
-      text: `"data=4,model=2"`, `"data=8"`, `"model=8"`; an axis that is left out has size 1.
-      axis_type: `Auto`, or `Explicit` for a mesh without `model`, where JAX keeps the shardings in the types.
+      text: `"data=4,model=2"`, `"data=8"`, `"model=8"`; an axis without an entry has size 1.
+      axis_type: `Auto`, or `Explicit` (JAX keeps the shardings in the types) for a mesh without `model`.
 
     Returns:
       The mesh, with the axes `data` and `model`.
 
     Raises:
-      ValueError: another description, or more devices than there are.
+      ValueError: the description is not of this form, or asks for more devices than there are.
 
     >>> make_mesh("data=1").shape
     OrderedDict([('data', 1), ('model', 1)])
@@ -52,13 +52,15 @@ def make_mesh(text: str, *, axis_type: AxisType = AxisType.Auto) -> Mesh:
     sizes |= {name: int(size) for name, (*_, size) in zip(names, parts, strict=True)}
     wanted = math.prod(sizes.values())
     if not 0 < wanted <= jax.device_count():
-        raise ValueError(f"the mesh {text!r} is of {wanted} devices, expected 1 to {jax.device_count()}: all there are")
+        raise ValueError(
+            f"the mesh {text!r} is of {wanted} devices, expected 1 to {jax.device_count()}, the number available"
+        )
     devices = np.array(jax.devices()[:wanted]).reshape(tuple(sizes.values()))
     return Mesh(devices, AXES, axis_types=(axis_type,) * len(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """All of it on every device.
+    """The sharding of a whole copy on every device.
 
     >>> tuple(replicated(make_mesh("data=1")).spec)
     ()
@@ -67,9 +69,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def param_shardings(params: Params, mesh: Mesh) -> Params:
-    """How the parameters lie: columns of `W_1`, rows of `W_2`, columns of `W_3`, ... over the axis `model`.
+    """The shardings of the parameters: columns of `W_1`, rows of `W_2`, columns of `W_3`, ... over the axis `model`.
 
-    A layer whose width that axis does not divide is whole on every device, as all of them are on an axis of size 1.
+    A layer is replicated on every device if the axis does not divide its width, or has size 1.
 
     Args:
       params: `[(W, b), ...]`, or their shapes.
@@ -86,7 +88,7 @@ def param_shardings(params: Params, mesh: Mesh) -> Params:
     """
     model = mesh.shape["model"]
     layers = []
-    split = False  # whether the units that come in are
+    split = False  # whether the inputs of the layer are split
     for W, _ in params:
         n_out = W.shape[1]
         if split:
@@ -100,10 +102,10 @@ def param_shardings(params: Params, mesh: Mesh) -> Params:
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """How a training state lies: whatever in it is like the parameters, as they do; all else on every device.
+    """The shardings of a training state: trees like the parameters as these, everything else on every device.
 
     Args:
-      state: from `init_state`, with any optimizer, of optax too.
+      state: from `init_state`, with any optimizer, also of optax.
       mesh: from `make_mesh`.
 
     Returns:
@@ -131,7 +133,7 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """Lay out values that every process has: each device gets its own part, and nothing moves between processes.
+    """Put values that every process has on the devices: each gets its own part, and nothing moves between processes.
 
     Args:
       tree: arrays.
@@ -146,13 +148,13 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def shard_batches(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) -> tuple[Array, Array]:
-    """An epoch's batches, in the order in which `make_epoch` takes them, each split over the axis `data`.
+    """An epoch's batches, in the same order as in `make_epoch`, each split over the axis `data`.
 
-    Every process draws the same order and reads from `x` and `y` only what its own devices work on; memory-mapped
-    files do. So the order, and with it the run, is the same on every mesh.
+    Every process draws the same order, so the run is the same on every mesh. From `x` and `y` it reads only the samples
+    of its own devices; they may be memory-mapped files.
 
     Args:
-      key: the epoch's.
+      key: that of the epoch.
       x: `(N, ...)`, on the host.
       y: `(N,)` or `(N, K)`, on the host.
       batch_size: `B`, a multiple of the size of `data`.
@@ -162,7 +164,7 @@ def shard_batches(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) ->
       `x` `(S, B, ...)` and `y` `(S, B)` or `(S, B, K)`, for `make_prebatched_epoch`.
 
     Raises:
-      ValueError: a batch that cannot be split evenly, no samples, or another number in `x` than in `y`.
+      ValueError: the batch cannot be split evenly, or `x` and `y` differ in length or are empty.
 
     >>> y = np.arange(10)
     >>> x = y[:, None].astype(np.uint8)
@@ -176,7 +178,7 @@ def shard_batches(key: Array, x: Any, y: Any, *, batch_size: int, mesh: Mesh) ->
             "size of the mesh's axis data"
         )
     if not len(x) == len(y) > 0:
-        raise ValueError(f"there are {len(x)} samples in x and {len(y)} in y, expected as many, and at least one")
+        raise ValueError(f"there are {len(x)} samples in x and {len(y)} in y, expected the same number, at least one")
     indices = np.asarray(_plan(key, len(x), batch_size))  # (S, B)
     columns = NamedSharding(mesh, PartitionSpec(None, "data"))
 

@@ -1,4 +1,4 @@
-"""Both sweeps over a batch, and what their deltas give without any sample's gradient: norms and weighted sums."""
+"""Both sweeps over a batch, and norms and weighted sums of the samples' gradients from their deltas alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sweeps(params, x, y, network, masks, sample_weight) -> tuple[list[mlp.Layer]
 
 
 def weighted_sum(layers, deltas, weight) -> Params:
-    """`sum_n weight[n] g[n]`, in the dtype that it is computed in."""
+    """`sum_n weight[n] g[n]`, in the dtype of the computation."""
     return gradients(layers, [weight[..., None] * delta for delta in deltas])
 
 
@@ -44,7 +44,7 @@ def norms_of(layers, deltas) -> Array:
 
 
 def norm_of(v) -> Array:
-    """`(..., n) -> (...)`, the norm of each row, by its largest entry: a square could be 0 or infinite.
+    """`(..., n) -> (...)`, the norm of each row, scaled by its largest entry: a square could underflow or overflow.
 
     >>> norm_of(jnp.array([[3e30, 4e30], [0.0, 0.0]]))
     Array([5.e+30, 0.e+00], dtype=float32)
@@ -52,14 +52,14 @@ def norm_of(v) -> Array:
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=-1, keepdims=True, initial=0.0))
     scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
     square = jnp.sum((v / scale) ** 2, axis=-1)
-    zero = square == 0  # where the square root has no derivative
+    zero = square == 0  # the square root has no derivative at 0
     return scale[..., 0] * jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def group_norms_of(layers, deltas, share, groups) -> Array:
     """`(...)`, for each sample the norm of the gradient of its group's loss, `sum w g / sum w` over the group.
 
-    `|sum_n dW[n]|^2 = sum_nm (a[n] . a[m]) (delta[n] . delta[m])`: the matrix of all pairs, and no gradient.
+    `|sum_n dW[n]|^2 = sum_nm (a[n] . a[m]) (delta[n] . delta[m])` needs the matrix of all pairs, but no gradient.
     """
     shape, groups, share = share.shape, groups.ravel(), share.ravel()
     same = groups[:, None] == groups[None, :]  # (N, N)
@@ -67,7 +67,7 @@ def group_norms_of(layers, deltas, share, groups) -> Array:
     def of_group(values, by):  # (N,) -> (N,)
         return by(jnp.where(same, values[None, :], 0.0), axis=1)
 
-    def scaled(rows):  # by the group's largest entry: a product of two could be 0 or infinite
+    def scaled(rows):  # by the group's largest entry: a product of two could underflow or overflow
         size = jax.lax.stop_gradient(of_group(jnp.abs(rows).max(1, initial=0.0), jnp.max))
         size = jnp.where((size > 0) & (size < jnp.inf), size, 1.0)
         return rows / size[:, None], size
@@ -77,11 +77,11 @@ def group_norms_of(layers, deltas, share, groups) -> Array:
     by_layer = []
     for layer, delta in zip(layers, deltas, strict=True):
         a, delta = (v.reshape(len(share), -1) for v in (layer.a_in, delta))
-        a, a_size = scaled(jnp.concatenate([a, jnp.ones_like(a[:, :1])], 1))  # 1: the bias's
+        a, a_size = scaled(jnp.concatenate([a, jnp.ones_like(a[:, :1])], 1))  # the column of ones is for the bias
         delta, delta_size = scaled(part[:, None] * delta)
-        with jax.default_matmul_precision("highest"):  # a bound that holds
+        with jax.default_matmul_precision("highest"):  # so that max_norm is a true bound
             pairs = times_transposed(delta, delta) * times_transposed(a, a)
         square = of_group(jnp.sum(jnp.where(same, pairs, 0.0), 1), jnp.sum)
-        zero = square <= 0  # by rounding also below, where a group's gradients cancel
+        zero = square <= 0  # below 0 by rounding, if a group's gradients cancel
         by_layer.append(delta_size * a_size * jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square))))
     return norm_of(jnp.stack(by_layer, -1)).reshape(shape)

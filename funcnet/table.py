@@ -1,4 +1,4 @@
-"""How large a network is, and its table."""
+"""The number of parameters of a network, and a table of its layers."""
 
 from math import prod
 
@@ -11,7 +11,7 @@ __all__ = ["count_parameters", "summary"]
 
 
 def count_parameters(params: Params) -> int:
-    """How many numbers there are in all `W` and `b`.
+    """The number of entries of all `W` and `b`.
 
     >>> import funcnet
     >>> count_parameters(funcnet.init(jax.random.key(0), (4, 8, 1)))

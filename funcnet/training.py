@@ -5,9 +5,9 @@
     state = init_state(init(key, (784, 128, 10)), optimizer)
     state, metrics = epoch(state, key, x, y)
 
-The images stay on the device as uint8; once their order is drawn, a `lax.scan` gathers and converts batch after batch.
-A ragged last batch is filled up with samples of weight 0, so every step has one shape and a run is traced once. Wrap
-the whole epoch in the outer `jit`, not a step of it: then nothing returns to Python between two batches.
+The images stay on the device as uint8; a `lax.scan` gathers and converts batch after batch, in random order. An
+incomplete last batch is filled up with samples of weight 0, so every step has the same shape and a run is traced once.
+Apply `jit` to the whole epoch, not to a step: then nothing returns to Python between two batches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from funcnet.arguments import check_key, check_sample_weight, summable
 from funcnet.batches import Batches, plan_batches, shuffle
 from funcnet.calls import as_array
 from funcnet.evaluation import Metrics, Transform, accuracies, check_count, checked_data, scale_pixels
-from funcnet.evaluation import evaluate as evaluate  # as: this is where users look for it
+from funcnet.evaluation import evaluate as evaluate  # as: exported from here, where users look for it
 from funcnet.mlp import forward, value_and_backward
 from funcnet.network import Network, Params, describe
 from funcnet.optimizers import Optimizer, apply_updates, check_opt_state, check_optimizer, update_with
@@ -40,7 +40,7 @@ MakeMasks = Callable[[Array, Params, tuple[int, ...]], Any]  # (key, params, bat
 
 
 class TrainState(NamedTuple):
-    """All that a step changes."""
+    """The values that a step changes."""
 
     params: Params
     opt_state: Any
@@ -48,7 +48,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Params, optimizer: Optimizer) -> TrainState:
-    """The state before the first step, in buffers of its own: a donated state takes no array of the caller with it.
+    """The state before the first step, as copies, so that donating the state deletes no array of the caller.
 
     Args:
       params: the network; copied.
@@ -64,7 +64,7 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
     """
     check_optimizer(optimizer)
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-    # Each leaf apart: an optimizer's state may hold the parameters, and two layers the same array.
+    # Copy each leaf separately: an optimizer's state may hold the parameters, and two layers the same array.
     return jax.tree.map(lambda a: jnp.array(a) if isinstance(a, (Array, np.ndarray)) else a, state)
 
 
@@ -78,11 +78,11 @@ def make_step(
     value_and_gradient: Callable[..., tuple[Array, Params]] = value_and_backward,
     accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """One update from one batch, for loops that bring their own data. Arguments as in `make_epoch`.
+    """One update from one batch, for your own training loop. Arguments as in `make_epoch`.
 
     Returns:
-      `step(state, key, x, y, sample_weight=None) -> (state, metrics)`, pure and not yet jitted; the metrics are those
-      of the parameters before the update.
+      `step(state, key, x, y, sample_weight=None) -> (state, metrics)`, pure and not jitted; the metrics are those of
+      the parameters before the update.
 
     Raises:
       ValueError: as in `make_epoch`.
@@ -112,7 +112,7 @@ def make_step(
         drawn = masks and masks(masks_key, params, x.shape[:-1])
         value, grads = value_and_gradient(params, x, y, network, masks=drawn, sample_weight=sample_weight)
 
-        # The same forward pass as in the gradient: in one program, XLA computes it once.
+        # The same forward pass as in the gradient: under jit, XLA computes it once.
         out = forward(params, x, network, masks=drawn)
         return grads, Metrics(value, *accuracies(out, y, network, sample_weight))
 
@@ -142,20 +142,20 @@ def make_step(
 
 
 def accumulated(one_pass: Callable[..., Any], parts: int) -> Callable[..., Any]:
-    """The means that `one_pass` takes over a batch, in the memory of a part of it: one part after the other.
+    """The means that `one_pass` computes over a batch, one part after the other, in the memory of one part.
 
-    The mean over a batch is the mean of those over its parts, each weighed by its share of the sample weights. What is
-    drawn at random is drawn for each part from a key of its own.
+    The mean over a batch is the mean of those over its parts, each weighted by its share of the sample weights. Each
+    part has its own random key.
 
     Args:
       one_pass: `(params, key, x, y, sample_weight) -> ` a tree of means over the samples.
-      parts: how many; the size of a batch is a multiple of it.
+      parts: the number of parts; the batch size is a multiple of it.
 
     Returns:
-      A function of the same arguments and, to rounding, with the same result.
+      A function of the same arguments and, up to rounding and random draws, with the same result.
 
     Raises:
-      ValueError: from the function, a batch that cannot be cut into parts of one size.
+      ValueError: from the function, if the batch cannot be cut into equal parts.
 
     >>> mean = accumulated(lambda params, key, x, y, w: jnp.average(x, weights=w), 2)
     >>> mean(None, jax.random.key(0), jnp.arange(4.0), jnp.zeros(4), jnp.array([1.0, 1.0, 1.0, 0.0]))
@@ -164,10 +164,10 @@ def accumulated(one_pass: Callable[..., Any], parts: int) -> Callable[..., Any]:
 
     def all_parts(params, key, x, y, sample_weight=None):
         if len(x) % parts:
-            raise ValueError(f"a batch is of {len(x)} samples, expected a multiple of {parts}: it is cut into so many")
+            raise ValueError(f"a batch has {len(x)} samples, expected a multiple of {parts}, the number of its parts")
         weights = jnp.ones(len(x), jnp.float32) if sample_weight is None else summable(sample_weight.astype(float))
 
-        def cut(a):  # strided: of a batch that lies over many devices, no sample moves to another
+        def cut(a):  # strided: if the batch is sharded, no sample moves to another device
             return jnp.swapaxes(a.reshape(-1, parts, *a.shape[1:]), 0, 1)
 
         def add(total, part):
@@ -199,27 +199,28 @@ def make_epoch(
     """A whole epoch as one pure function, `epoch(state, key, x, y, sample_weight=None) -> (state, metrics)`.
 
     Args:
-      optimizer: an `Optimizer`, or an optax transformation, but those that want more than a gradient and the loss:
+      optimizer: an `Optimizer`, or an optax transformation, except those that need more than a gradient and the loss:
         `lookahead` (pairs of parameters), `contrib.dpsgd` (a gradient per sample), `contrib.sophia` (a second loss).
       network: the activations, the loss, and the dtype of products.
       batch_size: samples per step; the last batch is filled up with samples of weight 0.
-      transform: `(key, x) -> x`, applied to each batch on the device, making it floating; by default `scale_pixels`.
-      augment: `(key, params, x, y, sample_weight, network) -> (x, y, sample_weight)`, a batch for a batch: say
+      transform: `(key, x) -> x`, converts each batch to a floating one on the device; by default `scale_pixels`.
+      augment: `(key, params, x, y, sample_weight, network) -> (x, y, sample_weight)`, replaces each batch, e.g.
         `partial(virtual_adversarial, radius=2.0)`; by default none. The metrics are then of the new batch.
-      masks: `(key, params, batch_shape) -> masks`, say `partial(dropout_masks, rate=0.5)`; by default none.
-      value_and_gradient: by default the hand-written one; takes what `value_and_backward` takes.
-      accumulate: cut each batch into so many parts, gone through one by one in the memory of one; see `accumulated`.
+      masks: `(key, params, batch_shape) -> masks`, e.g. `partial(dropout_masks, rate=0.5)`; by default none.
+      value_and_gradient: by default the hand-written one; called like `value_and_backward`.
+      accumulate: the number of parts of a batch, computed one by one in the memory of one part; see `accumulated`.
 
     Returns:
-      The epoch: `state` a `TrainState`, `key` a JAX random key, `x` `(N, ...)`, `y` `(N,)` or `(N, K)`, both of them
-      arguments, since an array closed over becomes a constant of the program. `sample_weight` `(N,)` weighs the samples
-      of a batch against each other, as in `objective`; a batch of weight 0 changes nothing. The metrics are means over
-      the epoch, each batch's before its update. Jit it once, `jax.jit(epoch, donate_argnums=0)`.
+      The epoch: `state` is a `TrainState`, `key` a JAX random key, `x` `(N, ...)`, `y` `(N,)` or `(N, K)`. The data are
+      arguments because an array in a closure would become a constant of the program. `sample_weight` `(N,)` weighs the
+      samples of a batch against each other, as in `objective`; a batch of weight 0 changes nothing. The metrics are
+      means over the epoch, those of each batch from before its update. Jit it once:
+      `jax.jit(epoch, donate_argnums=0)`.
 
     Raises:
-      ValueError: a batch size below 1, or what is no optimizer or function; from the epoch, `x` and `y` of different
-        lengths, no samples, a state of another optimizer, or what `objective` raises. A class id out of range
-        raises here only when called outside jit; see `check_labels`.
+      ValueError: the batch size is below 1, or an argument is not an optimizer or function; from the epoch: `x` and `y`
+        differ in length or are empty, the state is one of another optimizer, or `objective` raises an error. A class id
+        out of range raises an error only outside jit; see `check_labels`.
 
     >>> import funcnet
     >>> optimizer = funcnet.optimizers.sgd(0.1)
@@ -244,7 +245,7 @@ def make_epoch(
         check_key(key)
         x, y = checked_data(state.params, x, y, network)
         x, y, n = jnp.asarray(x), jnp.asarray(y), len(x)
-        # No more fillers than it takes; parts of a batch are of one size.
+        # The smallest batch that holds all samples if they are few, still a multiple of its parts.
         plan = _weighed(plan_batches(key, n, min(batch_size, -(-n // accumulate) * accumulate)), sample_weight, n)
 
         def of_batch(state, batch):
@@ -266,7 +267,7 @@ def _weighed(plan: Batches, sample_weight: ArrayLike | None, n: int) -> Batches:
 
 
 def _if_weighed(of_batch):
-    """`of_batch`, but a batch whose weights sum to 0 leaves the state as it is."""
+    """`of_batch`, except that a batch whose weights sum to 0 does not change the state."""
 
     def of_weighed_batch(state, batch):
         weighed = batch.weights.sum() != 0
@@ -280,18 +281,18 @@ def _if_weighed(of_batch):
 def make_prebatched_epoch(
     step: Callable[..., tuple[TrainState, Metrics]], *, samples: int
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
-    """An epoch over batches that are already laid out, by `sharding.shard_batches`: nothing is looked up on the device.
+    """An epoch over batches from `sharding.shard_batches`, so that no sample is gathered on the device.
 
     Args:
       step: from `make_step`.
-      samples: how many there are in the epoch; the last batch may be filled up.
+      samples: the number of samples in the epoch; the last batch may be filled up.
 
     Returns:
-      `epoch(state, key, x, y) -> (state, metrics)`, like that of `make_epoch` with the same key, but for `x` `(S, B,
-      ...)` and `y` `(S, B)` or `(S, B, K)`.
+      `epoch(state, key, x, y) -> (state, metrics)`, like that of `make_epoch` with the same key, but with `x` of shape
+      `(S, B, ...)` and `y` `(S, B)` or `(S, B, K)`.
 
     Raises:
-      ValueError: from the epoch, another number of batches than `samples` make.
+      ValueError: from the epoch, if the number of batches is not that of `samples`.
 
     >>> import funcnet
     >>> optimizer = funcnet.sgd(0.1)
@@ -319,13 +320,13 @@ def make_prebatched_epoch(
 
 
 def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` for networks side by side in one program: all at once, but on a CPU, which one keeps busy, in turn.
+    """`fn` for several networks in one program: by `vmap`, or on a CPU, which one network keeps busy, one by one.
 
     Args:
       fn: any function of arrays, such as an epoch.
 
     Returns:
-      The function of arguments with one more axis in front, one entry for each network.
+      The function for arguments with one more axis in front, with one entry for each network.
 
     >>> import funcnet
     >>> params = for_each(lambda key: funcnet.init(key, (4, 3)))(jax.random.split(jax.random.key(0), 5))
@@ -363,20 +364,20 @@ def first_nonfinite_step(
 ) -> tuple[int | None, TrainState]:
     """Replay an epoch step by step, up to the first step whose loss is not finite.
 
-    The run is a pure function of its arguments, so what went wrong inside one program can be gone through again.
+    An epoch is a pure function of its arguments, so the same arguments repeat the failure.
 
     Args:
-      step: from `make_step`, with the arguments of the epoch's `make_epoch`.
+      step: from `make_step`, with the arguments that the epoch's `make_epoch` had.
       state: at the start of the epoch.
-      key: the epoch's.
-      x: the epoch's.
-      y: the epoch's.
-      batch_size: the epoch's.
-      sample_weight: the epoch's.
+      key: that of the epoch.
+      x: that of the epoch.
+      y: that of the epoch.
+      batch_size: that of the epoch.
+      sample_weight: that of the epoch.
 
     Returns:
       `(i, state)`: the number of the step within the epoch, from 0, or `None` if every loss is finite; and the last
-      state whose loss was finite, or the first one if none was.
+      state whose loss was finite, or the first state if none was.
 
     >>> import funcnet
     >>> step = make_step(funcnet.sgd(0.1))

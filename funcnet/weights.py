@@ -1,4 +1,4 @@
-"""Weights in safetensors files, with the `Network` that they belong to. Plain arrays and text, nothing that runs.
+"""Weights in safetensors files, with their `Network`: plain arrays and text, no code.
 
 weights.save("run.safetensors", params, network)
 params, network = weights.load("run.safetensors")
@@ -27,7 +27,7 @@ from funcnet.network import Network, Params, describe
 __all__ = ["load", "load_metadata", "save"]
 
 FORMAT = "funcnet 1"
-_RESERVED = ("format", "hidden", "output", "loss", "compute_dtype")  # metadata of our own
+_RESERVED = ("format", "hidden", "output", "loss", "compute_dtype")  # our own metadata
 _DTYPES = {"F16": np.float16, "BF16": jnp.bfloat16, "F32": np.float32, "F64": np.float64}
 
 
@@ -43,17 +43,17 @@ def save(
     Equal weights, settings and metadata make equal files, byte for byte.
 
     Args:
-      path: the file; an older one is replaced and keeps its mode.
+      path: the file; an existing one is replaced, and its mode is kept.
       params: float16, bfloat16, float32 or float64.
-      network: what they were trained with. An activation or loss of your own is kept by its name alone: bring it again
-        in `load`.
-      metadata: more text to keep with them, under other names than format, hidden, output, loss and compute_dtype.
+      network: the network of these parameters. Your own activation or loss is stored as its name alone: pass it again
+        to `load`.
+      metadata: more text to store, under other names than format, hidden, output, loss and compute_dtype.
 
     Raises:
-      ValueError: `params` is not `[(W, b), ...]`, or entries of it are masked; the metadata is not text, or says
-        something else of the network; or a function of your own has the name of a shipped one.
-      OSError: the file cannot be written; what was there is left as it was.
-      ImportError: safetensors is not installed; names the extra that brings it.
+      ValueError: `params` is not `[(W, b), ...]`, or has masked entries; the metadata is not text, or contradicts the
+        network; or your own function has the name of a shipped one.
+      OSError: the file cannot be written; an existing one is unchanged.
+      ImportError: safetensors is not installed; the message names the extra to install.
 
     >>> import tempfile, funcnet
     >>> path = tempfile.mkdtemp() + "/weights.safetensors"
@@ -63,13 +63,13 @@ def save(
     """
     check_params(params)
     check_network(network)
-    network.activations(len(params))  # as many as there are layers
+    network.activations(len(params))  # checks their number
     for l, layer in enumerate(params, 1):
         for name, leaf in zip("Wb", layer, strict=True):
             check_unmasked(f"layer {l}: {name}", leaf)
     metadata = _checked(metadata, described(network) | {"format": FORMAT})
     tensors = {
-        f"layer{l}.{name}": np.ascontiguousarray(leaf)  # safetensors writes a Fortran-order array scrambled
+        f"layer{l}.{name}": np.ascontiguousarray(leaf)  # safetensors writes arrays in Fortran order wrongly
         for l, layer in enumerate(params, 1)
         for name, leaf in zip("Wb", layer, strict=True)
     }
@@ -83,26 +83,26 @@ def load(
     sizes: Sequence[int] | None = None,
     max_bytes: int = 1 << 32,
 ) -> tuple[Params, Network]:
-    """Read what `save` wrote: the parameters, bit for bit, and the network.
+    """Read a file of `save`: the parameters, bit for bit, and the network.
 
-    A float64 file needs `jax_enable_x64`: the parameters are never rounded silently. Names, shapes and dtypes are read
-    from the header and judged before any array is.
+    A float64 file needs `jax_enable_x64`: the parameters are never rounded silently. Names, shapes and dtypes are
+    checked in the header before any array is read.
 
     Args:
       path: the file.
-      network: needed where the file names activations or a loss of your own, or none at all; its names and its
-        `compute_dtype` must be those in the file.
+      network: needed if the file names your own activations or loss, or none at all; its names and its `compute_dtype`
+        must be those in the file.
       sizes: the widths `n_0, ..., n_L` that the network must have; by default any.
-      max_bytes: the most that the arrays may take, if there are no `sizes` to go by.
+      max_bytes: the largest size of all arrays, if `sizes` is not given.
 
     Returns:
-      `[(W, b), ...]` in the dtype that they were saved in, and the `Network`.
+      `[(W, b), ...]` in the dtype in which they were saved, and the `Network`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not a regular file, not a safetensors file, is cut short, is of another format, holds something
-        else than a network, one of other widths, too large a one, or one whose functions are not known here.
-      ImportError: safetensors is not installed; names the extra that brings it.
+      ValueError: it is not a regular file, not a safetensors file, truncated, or of another format; or it does not hold
+        a network, or holds one of other widths, one that is too large, or one with unknown functions.
+      ImportError: safetensors is not installed; the message names the extra to install.
 
     >>> import tempfile, funcnet
     >>> path = tempfile.mkdtemp() + "/weights.safetensors"
@@ -126,13 +126,13 @@ def load(
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text kept with the parameters, `{"format": "funcnet 1", ...}`. Errors as in `load`.
+    """The text stored with the parameters, `{"format": "funcnet 1", ...}`. Errors as in `load`.
 
     Args:
       path: the file.
 
     Returns:
-      Names and text.
+      A dictionary from names to text.
 
     >>> import tempfile, funcnet
     >>> path = tempfile.mkdtemp() + "/weights.safetensors"
@@ -146,9 +146,9 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 @contextmanager
 def _opened(path) -> Iterator[Any]:
-    """The file, its header read and compared with its length, and no array yet."""
+    """The open file; its header has been read and compared with its length, but no array has been read."""
     safetensors = import_extra("safetensors")
-    open_regular(path).close()  # says what is the matter with a path better than safetensors does, and never waits
+    open_regular(path).close()  # its errors are clearer than those of safetensors, and it never waits
     try:
         with safetensors.safe_open(as_path(path), framework="np") as file:
             yield file
@@ -157,15 +157,15 @@ def _opened(path) -> Iterator[Any]:
 
 
 def _in_order(data: bytes) -> bytes:
-    """The same file with a sorted header: safetensors writes metadata in an order that differs from call to call."""
+    """The same file with a sorted header: the order in which safetensors writes metadata differs between calls."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8, as safetensors has it
+    header += b" " * (-len(header) % 8)  # in safetensors, tensors begin at a multiple of 8
     return b"".join([len(header).to_bytes(8, "little"), header, memoryview(data)[start:]])
 
 
 def _names(file) -> list[str]:
-    """The names of the tensors, layer by layer, if they are those of a network in this format."""
+    """The names of the tensors, layer by layer, checked to be those of a network in this format."""
     held = sorted(file.keys())
     if (got := (file.metadata() or {}).get("format", FORMAT)) != FORMAT:
         raise ValueError(f"written in the format {got!r}, expected {FORMAT!r}")
@@ -178,7 +178,7 @@ def _names(file) -> list[str]:
 
 
 def _announced(name, tensor) -> jax.ShapeDtypeStruct:
-    """What the header says of a tensor."""
+    """The shape and dtype of a tensor, from the header."""
     dtype = tensor.get_dtype()
     if dtype not in _DTYPES:
         raise ValueError(f"{name} has dtype {dtype}, expected one of {', '.join(_DTYPES)}")
@@ -194,25 +194,25 @@ def _pairs(leaves: list) -> list:
 def _check_size(params, sizes, max_bytes) -> None:
     got = (params[0][0].shape[0], *(b.shape[0] for _, b in params))
     if sizes is not None and got != tuple(sizes):
-        raise ValueError(f"holds a network {'-'.join(map(str, got))}, expected {'-'.join(map(str, sizes))}")
+        raise ValueError(f"holds a network of {'-'.join(map(str, got))}, expected {'-'.join(map(str, sizes))}")
     announced = sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     if sizes is None and announced > max_bytes:
         raise ValueError(
             f"the header announces a network {'-'.join(map(str, got))} of {announced:,} bytes, expected at most "
-            f"{max_bytes:,}; say its sizes, or raise max_bytes, if you trust it"
+            f"{max_bytes:,}; pass its sizes, or a larger max_bytes, if you trust it"
         )
 
 
 def _checked(metadata, ours) -> dict[str, str]:
-    """The metadata and what describes the network, if neither says something else in the place of the other."""
+    """The metadata and the network's description in one dictionary, checked to have no conflict."""
     if not isinstance(metadata, dict | None):
-        raise ValueError(f"metadata is {describe(metadata)}, expected a dictionary of text, {{'run': '7'}} say")
+        raise ValueError(f"metadata is {describe(metadata)}, expected a dictionary of text, e.g. {{'run': '7'}}")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError(f"metadata[{key!r}] is {value!r}, expected text for both key and value")
         if key in _RESERVED and ours.get(key) != value:
             raise ValueError(
-                f"metadata[{key!r}] is {value!r:.80}, but {', '.join(_RESERVED)} are kept for the network, which "
-                f"{f'has {ours[key]!r} there' if key in ours else 'has none'}: give the text another name"
+                f"metadata[{key!r}] is {value!r:.80}, but {', '.join(_RESERVED)} are reserved for the network, which "
+                f"has {f'{ours[key]!r}' if key in ours else 'none'}: give the text another name"
             )
     return (metadata or {}) | ours

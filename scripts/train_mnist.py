@@ -1,10 +1,10 @@
 """Train a multilayer perceptron on MNIST, with a hand-written backward pass.
 
-python scripts/train_mnist.py                       # MNIST, or the bundled digits where there is none
+python scripts/train_mnist.py                       # MNIST, or the bundled digits if MNIST is not available
 python scripts/train_mnist.py --hidden-sizes 800 400 --epochs 20
 python scripts/train_mnist.py --recipe distort      # --help lists the recipes
 
-What it stands on is in `mnist/`: settings, recipes, data, program, run folder, processes, environment.
+Its parts are in `mnist/`: settings, recipes, data, program, run folder, processes, environment.
 """
 
 import math
@@ -62,16 +62,16 @@ from funcnet import Params, checkpoints, evaluation, plotting, softmax_cross_ent
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves behind; the files in `run_dir` say the same."""
+    """The results of a run; the files in `run_dir` have the same content."""
 
     params: Params
     history: list[dict[str, float]]  # one row per epoch, as in metrics.jsonl
     scores: dict[str, dict[str, float]]  # train, validation, test: samples, loss, accuracy
-    confusion: np.ndarray  # (K, K): test images of a class (rows) taken for a class (columns)
+    confusion: np.ndarray  # (K, K): test images of a class (rows) predicted as a class (columns)
     seconds: dict[str, float]  # compile, run
     run_dir: Path
     interrupted: bool
-    epoch: int  # whose weights these are
+    epoch: int  # the epoch of these weights
     networks: int = 1
 
 
@@ -80,18 +80,18 @@ def train(
     asked_to_stop: Callable[[int], bool] = lambda done: False,
     all_saved: Callable[[], None] = lambda: None,
 ) -> Result:
-    """Train, then look at the test set once, and leave everything in the run folder.
+    """Train, then evaluate on the test set once, and write everything to the run folder.
 
     Args:
       config: the settings.
-      asked_to_stop: called before each epoch, with how many there were.
+      asked_to_stop: called before each epoch, with the number of finished epochs.
       all_saved: called when the weights are in the run folder.
 
     Raises:
       Preempted: it was told to stop; there is a checkpoint.
-      ValueError: a setting that makes no sense, or a corrupt data file.
-      OSError: MNIST cannot be had, or the run folder cannot be written, or another run is at work in it.
-      FloatingPointError: the loss became NaN or infinite; the last good weights are saved.
+      ValueError: a setting makes no sense, or a data file is corrupt.
+      OSError: MNIST was not found and not downloaded, the run folder cannot be written, or another run uses it.
+      FloatingPointError: the loss became NaN or infinite; the last finite weights are saved.
     """
     config = with_paths(config)
     check(config)
@@ -113,7 +113,7 @@ def train(
     program = compiled(program, key_epochs)
     if "validation" in placed:
         evaluate(program, program.weights(program.state), placed["validation"])  # compiles
-    with run_folder.opened(config, facts) as run_dir:  # so late that Ctrl-C before leaves nothing behind
+    with run_folder.opened(config, facts) as run_dir:  # only now, so that an earlier Ctrl-C leaves nothing behind
         seconds = {"compile": time.perf_counter() - began}
         with checkpoints.open_folder(run_dir / run_folder.CHECKPOINTS, keep=config.keep) as folder:
             params, history, interrupted = fit(
@@ -122,7 +122,7 @@ def train(
         seconds["run"] = sum(row["seconds"] for row in history)
         run_folder.save_weights(program.members(params), program.network, config, run_dir)
         run_folder.write_metrics(run_dir, history)  # Ctrl-C may have come between an epoch and its line
-        run_folder.remove_if_empty(run_dir / run_folder.CHECKPOINTS)  # of a short run
+        run_folder.remove_if_empty(run_dir / run_folder.CHECKPOINTS)  # after a short run
         all_saved()
         say(f"weights saved in {run_dir}")
 
@@ -130,7 +130,7 @@ def train(
             placed.pop("test")
         placed = {"train": program.place(data.parts["train"][1:]), **placed}
         scores = {part: evaluate(program, params, placed[part]) for part in placed}
-        part, (x, y) = list(placed.items())[-1]  # the test images, or without them those held out
+        part, (x, y) = list(placed.items())[-1]  # the test images, or without them the validation images
         logits = program.logits(params, x)
         if config.views > 1:
             logits = logits_over_views(config, program, params, x, key_views)
@@ -146,7 +146,7 @@ def train(
         if is_writer():
             try:
                 draw(result, program.members(params)[0], images, labels, p)
-            except Exception as error:  # whatever a picture needs, the run does not
+            except Exception as error:  # a run does not fail because of its pictures
                 say(f"pictures are missing: {error or type(error).__name__}")
     return result
 
@@ -154,8 +154,8 @@ def train(
 def fit(
     config: Config, data: Data, program: Program, key, validation, run_dir, folder, asked_to_stop
 ) -> tuple[Params, list[dict[str, float]], bool]:
-    """Run the epochs; the weights of the last whole one or the best, a row for each, and whether Ctrl-C ended it."""
-    key_data = program.place(np.asarray(jax.random.key_data(key)))  # the order of the data follows from it
+    """Run the epochs; return the last or best weights, a row per epoch, and whether Ctrl-C ended the run."""
+    key_data = program.place(np.asarray(jax.random.key_data(key)))  # it determines the order of the data
 
     def to_keep(state, best):
         return {"state": state, "key": key_data} | ({"best": best} if config.patience else {})
@@ -170,7 +170,7 @@ def fit(
     state = start["state"]
     saved_at = time.monotonic()
     samples = len(data.targets) * config.ensemble
-    whole = copy(state)  # the epoch takes `state` over; this stays if it does not come back
+    whole = copy(state)  # `state` is donated to the epoch; this copy remains if the epoch fails
     best: Params = copy(start["best"]) if config.patience else []
     interrupted = False
     progress = tqdm(
@@ -192,7 +192,7 @@ def fit(
                 state, metrics = program.epoch(state, epoch_key, strength(config, number), *fed)
                 next_key = jax.random.fold_in(key, number + 1)
                 if number < config.epochs:
-                    fed = program.feed(next_key)  # while the devices are at work
+                    fed = program.feed(next_key)  # while the devices compute
                 row = {"epoch": number, **as_floats(metrics, "train_")}
                 row["samples_per_second"] = round(samples / (time.perf_counter() - began))
                 if not (np.isfinite(row["train_loss"]) and all_finite(state.params)):
@@ -226,7 +226,7 @@ def fit(
             interrupted = True
             save()
         checkpoints.wait(folder)
-    except OSError as error:  # a full disk has room for the weights where it has none for a checkpoint
+    except OSError as error:  # a full disk may have room for the weights, if not for a checkpoint
         if jax.process_count() == 1:
             run_folder.remove_half_checkpoints(run_dir)
             with suppress(OSError):
@@ -247,25 +247,25 @@ def best_epoch(config: Config, history: list[dict[str, float]]) -> int:
 
 
 def strength(config: Config, number: int) -> np.float32:
-    """Of the deformations in an epoch, counted from 1."""
+    """The strength of the deformations in an epoch, counted from 1."""
     return np.float32(0.5 if number > (1 - config.soft_finish) * config.epochs else 1.0)
 
 
 def evaluate(program: Program, params: Params, part: tuple[Array, Array]) -> dict[str, float]:
-    """How good the networks are on a part of the data."""
+    """The scores of the networks on a part of the data."""
     x, y = part
     return as_scores(program.logits(params, x), y)
 
 
 def as_scores(logits: Array, y: Array) -> dict[str, float]:
-    """How good outputs are."""
+    """The scores of some outputs."""
     return {"samples": len(y)} | as_floats(evaluation.score(logits, y))
 
 
 def draw(result: Result, params: Params, images: np.ndarray, labels: np.ndarray, p: np.ndarray) -> None:
-    """The pictures."""
+    """Write the pictures."""
     figures = {"confusion": plotting.confusion_matrix(result.confusion)}
-    if math.isqrt(images.shape[1]) ** 2 == images.shape[1]:  # one's own inputs need not be images
+    if math.isqrt(images.shape[1]) ** 2 == images.shape[1]:  # your own inputs need not be images
         figures["mistakes"] = plotting.worst_mistakes(images, labels, p)
         figures["weights"] = plotting.first_layer_weights(params[0][0])
     if result.history:
@@ -275,18 +275,18 @@ def draw(result: Result, params: Params, images: np.ndarray, labels: np.ndarray,
 
 
 def predict(run_dir: str | Path, images: np.ndarray) -> np.ndarray:
-    """What a run's networks say of images as they are stored: made upright and scaled as those that it trained on.
+    """The predictions of a run's networks for images as stored; they are made upright and scaled as in training.
 
     Args:
-      run_dir: the folder that the run left.
+      run_dir: the folder of the run.
       images: `(N, pixels)`, uint8, as from `funcnet.datasets`.
 
     Returns:
-      Probabilities, `(N, K)`; of an ensemble, their mean.
+      Probabilities, `(N, K)`; for an ensemble, their mean.
 
     Raises:
-      OSError: there is no such run, or it left no weights.
-      ValueError: its files are not what it left, or the images have another number of pixels.
+      OSError: there is no such run, or it has no weights.
+      ValueError: its files have been changed, or the images have another number of pixels.
     """
     run_dir = at_home(run_dir)
     config = read(run_dir / run_folder.CONFIG)
@@ -300,7 +300,7 @@ def predict(run_dir: str | Path, images: np.ndarray) -> np.ndarray:
 
 
 def classes(run_dir: str | Path) -> tuple[str, ...]:
-    """The names of a run's classes, in the order of what `predict` gives; none, if it did not keep them."""
+    """The names of a run's classes, in the order of the columns of `predict`; empty if the run did not store them."""
     return tuple(facts_of(at_home(run_dir) / run_folder.CONFIG, DATA).get("classes", ()))
 
 
@@ -330,13 +330,13 @@ def report(result: Result) -> str:
 
 
 def as_floats(metrics: evaluation.Metrics, prefix: str = "") -> dict[str, float]:
-    """Metrics off the device, under names; of an ensemble, their means."""
+    """The metrics as floats, by name; for an ensemble, their means."""
     present = {name: value for name, value in metrics._asdict().items() if value is not None}
     return {f"{prefix}{name}": float(value.mean()) for name, value in present.items()}
 
 
 def introduce(config: Config, data: Data, program: Program) -> None:
-    """Say what is about to be trained, and on what."""
+    """Print the data set, the device and the network."""
     say(f"{data.name}, {len(data.targets):,} training images, on {jax.devices()[0].device_kind}")
     if config.recipe != "default":
         say(f"{config.recipe}: {described(config.recipe)}")
@@ -347,34 +347,34 @@ def introduce(config: Config, data: Data, program: Program) -> None:
     if others:
         say(f"{config.ensemble} such networks in one program")
     if config.batch_size > len(data.targets):
-        say(f"--batch-size {config.batch_size:,} is more than there are images: all of them in each batch")
+        say(f"--batch-size {config.batch_size:,} is more than the number of images: each batch has all of them")
     if config.repeat is not None and config.repeat.is_file():
         decisive, rounding = differences(facts_of(config.repeat, ENVIRONMENT))
         if changed := decisive + rounding:
-            say(f"--repeat {config.repeat}: not to the last bit: since that run, {', '.join(changed)}")
+            say(f"--repeat {config.repeat}: not the same to the last bit: since that run, {', '.join(changed)}")
     if config.upright:
         say(f"images made upright, their widths in pixels: {', '.join(map(in_words, config.upright))}")
 
 
 @jax.jit
 def all_finite(params: Params) -> Array:
-    """Whether no leaf holds a NaN or an infinity."""
+    """Whether all entries of all leaves are finite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
 def copy(tree: Any) -> Any:
-    """A copy that outlives the donation of the original."""
+    """A copy, which remains when the original is donated."""
     return jax.tree.map(jnp.copy, tree)
 
 
 def main() -> int:
-    """The command line; 0 for a whole run, or 130 after Ctrl-C, 75 after SIGTERM, 1 after a failure."""
+    """Run the command line; return 0 for a whole run, 130 after Ctrl-C, 75 after SIGTERM, 1 after a failure."""
     with unfailing_streams(), quiet_libraries():
         return run()
 
 
 def run() -> int:
-    """The command with its outputs made safe."""
+    """The command, with standard streams that cannot fail."""
     try:
         config = from_command_line()
         join(config)
@@ -390,7 +390,7 @@ def run() -> int:
         return give_up()
     except Exception as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
-            print(f"train_mnist: out of memory, a smaller --batch-size takes less: {error}", file=sys.stderr)
+            print(f"train_mnist: out of memory, try a smaller --batch-size: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
         return give_up()

@@ -57,11 +57,11 @@ STRINGS = "names, y = np.unique(y, return_inverse=True)"
         (
             {"y": np.array(["cat"] * 7)},
             ValueError,
-            "y holds strings, expected numbers; as class ids: " + re.escape(STRINGS),
+            "y holds strings, expected numbers: for class ids, `" + re.escape(STRINGS),
         ),
         ({"y": ["cat"] * 7}, ValueError, "y holds strings"),
         ({"y": np.array([0, None])}, ValueError, "y has dtype object, expected numbers"),
-        ({"x": [[1.0, 2.0], [3.0]]}, ValueError, "x is a list that is no array: .*inhomogeneous"),
+        ({"x": [[1.0, 2.0], [3.0]]}, ValueError, "x is a list that is not an array: .*inhomogeneous"),
         ({"x": "pixels"}, ValueError, "x is a str, expected an array"),
         ({"y": np.array([0, 2**32])}, ValueError, "y holds 4294967296, which JAX would cut to 32 bits"),
         ({"y": np.array([0, -(2**40)])}, ValueError, "y holds .*, which JAX would cut to 32 bits"),

@@ -162,10 +162,18 @@ def test_arrays_of_no_numbers_come_back(tmp_path):
 @pytest.mark.parametrize(
     ("tree", "notes", "message"),
     [
-        ([jnp.ones(2)], {1: "a", "1": "b"}, "notes has the key 1, expected text: JSON would make it that"),
+        ([jnp.ones(2)], {1: "a", "1": "b"}, "notes has the key 1, expected text: JSON would convert it"),
         ([jnp.ones(2)], {"a": [{None: 1}]}, r"notes\['a'\]\[0\] has the key None, expected text"),
-        ([jnp.ones(2)], {"sizes": (4, 3)}, r"notes\['sizes'\] is the tuple \(4, 3\), which would come back as a list"),
-        ({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}, {}, r"tree\['a/b'\] has the name a/b, and so has another leaf"),
+        (
+            [jnp.ones(2)],
+            {"sizes": (4, 3)},
+            r"notes\['sizes'\] is the tuple \(4, 3\), which JSON would convert to a list",
+        ),
+        (
+            {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}},
+            {},
+            r"tree\['a/b'\] has the name a/b, which another leaf also has",
+        ),
         ([np.ma.masked_array([1.0, 2.0], [0, 1])], {}, r"tree\[0\]\[1\] is masked, expected values"),
     ],
 )
@@ -208,7 +216,7 @@ def test_a_damaged_one_asked_for_by_number_is_an_error(tmp_path, part):
     shutil.copytree(tmp_path / "c" / "2" / "tree", tmp_path / "c" / "3" / "tree")  # `step` differs
     like = {"step": jnp.int32(0)} if part else a_state()
     with checkpoints.open_folder(tmp_path / "c") as folder:
-        with pytest.raises(ValueError, match=r"checkpoint 3 is damaged .*arrays have changed.*; it stays as it is"):
+        with pytest.raises(ValueError, match=r"checkpoint 3 is damaged .*arrays have changed.*; it is left there"):
             checkpoints.restore(folder, like=like, number=3, part=part)
         assert folder.latest_step() == 3
 
@@ -218,7 +226,7 @@ def test_a_folder_of_the_user_s_is_not_taken_for_checkpoints(tmp_path, name):
     """Orbax deletes the oldest of what has a number for a name, and all that looks unfinished."""
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=f"{name} there is not one of them"), checkpoints.open_folder(tmp_path, keep=1):
+    with pytest.raises(ValueError, match=f"{name} is not a checkpoint"), checkpoints.open_folder(tmp_path, keep=1):
         pass
     assert (tmp_path / name / "thesis.tex").read_text() == "years of work"
 
@@ -315,7 +323,7 @@ def test_all_damaged(tmp_path):
     """An error, since to begin again is not to go on; and nothing is moved."""
     for file in files_of(saved(tmp_path / "c")):
         file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of its 3 checkpoints is sound \(3: .*; 2: .*; 1: .*left as they are"):
+    with pytest.raises(ValueError, match=r"all 3 checkpoints are damaged \(3: .*; 2: .*; 1: .*left there"):
         restored(tmp_path / "c")
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"1", "2", "3"}
     assert not (tmp_path / "c-damaged").exists()

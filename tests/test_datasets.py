@@ -166,14 +166,16 @@ def test_a_folder_that_is_named_is_not_passed_by(small_mnist, tmp_path, monkeypa
     half = fill(tmp_path / "half", dict(list(gzipped.items())[:2]))
     assert_is(datasets.load_mnist(), arrays)
     with pytest.raises(
-        datasets.MnistNotFoundError, match=rf"MNIST: there is no folder {tmp_path}/nope; where no folder"
+        datasets.MnistNotFoundError, match=rf"MNIST: there is no folder {tmp_path}/nope; without a folder"
     ):
         datasets.load_mnist(tmp_path / "nope")
-    with pytest.raises(datasets.MnistNotFoundError, match=rf"no t10k-images-idx3-ubyte\[\.gz\] in {half}; where no"):
+    with pytest.raises(datasets.MnistNotFoundError, match=rf"no t10k-images-idx3-ubyte\[\.gz\] in {half}; without a"):
         datasets.load_mnist(half)
     monkeypatch.setenv("FUNCNET_DATA", "/nope")
     monkeypatch.setattr(datasets, "MIRRORS", ("http://127.0.0.1:9/",))  # refuses
-    with pytest.warns(UserWarning, match="FUNCNET_DATA is /nope, which is no folder: MNIST is looked for elsewhere"):
+    with pytest.warns(
+        UserWarning, match="FUNCNET_DATA is /nope, which is not a folder: other places are tried for MNIST"
+    ):
         assert_is(datasets.load_mnist(), arrays)
 
 
@@ -425,9 +427,9 @@ def with_one(value, dtype=None):
         (with_one(2**32 + 1, np.uint64), r"y\[7\] is 4294967297, expected one of at most 31 bits"),
         (with_one(2.0**32), r"y\[7\] is 4294967296.0, expected one of at most 31 bits"),
         (with_one(-1), r"y\[7\] is -1, expected a number from 0: np.unique\(y, return_inverse=True\)"),
-        (with_one(0.5), r"y\[7\] is 0.5, expected a whole number, since labels say which class"),
+        (with_one(0.5), r"y\[7\] is 0.5, expected a whole number, since labels are class ids"),
         (with_one(np.nan), r"y\[7\] is nan, expected a label"),
-        (with_one(120_000), "class ids up to 120000 of 20 samples: are they values, or identifiers"),
+        (with_one(120_000), "class ids up to 120000 for 20 samples: are they values, or identifiers"),
         (with_one(None, object), r"y holds Python objects such as 0, expected numbers or text: y.astype\(int\), or"),
         (np.zeros(20, int), "all labels are '0', expected at least two classes"),
         (["one", "two", "", "one"] * 5, r"y\[2\] is empty, expected a label for each sample"),
@@ -436,18 +438,18 @@ def with_one(value, dtype=None):
             (["one", "two", missing, "one"] * 5, rf"y\[2\] is {missing.strip() or 'empty'}, expected a label for each")
             for missing in ("nan", "NaN", " NA", "<NA>", "null", "None", " ")
         ),
-        (["one", np.nan] * 10, r"y\[1\] is nan, expected a label for each sample: drop those without"),
+        (["one", np.nan] * 10, r"y\[1\] is nan, expected a label for each sample: drop samples without"),
         (np.array(["one", None] * 10, object), r"y\[1\] is None, expected a label for each sample"),
         (np.array(["one", None] * 10, StringDType(na_object=None)), r"y\[1\] is None, expected a label for each"),
         (np.array(["one", np.nan] * 10, StringDType(na_object=np.nan)), r"y\[1\] is nan, expected a label for each"),
-        (np.ma.masked_array(Y, np.arange(20) == 7), r"y\[7\] is masked, expected values: .filled\(value\) puts some"),
+        (np.ma.masked_array(Y, np.arange(20) == 7), r"y\[7\] is masked, expected values: fill them in by .filled"),
         (np.eye(3)[Y] / 2, r"y has shape \(20, 3\), expected one label per sample, \(N,\), or one-hot rows"),
         (Y.reshape(5, 4), r"y has shape \(5, 4\), expected one label per sample"),
         (Y.reshape(5, 4, 1), r"y has shape \(5, 4, 1\), expected \(N,\)"),
         (np.int64(3), r"y has shape \(\), expected \(N,\)"),
         (Y.astype(complex), "y has dtype complex128, expected numbers or text"),
         (Y.astype("M8[D]"), "y has dtype datetime64"),
-        (Y[:19], "x has 20 samples and y 19, expected as many in both"),
+        (Y[:19], "x has 20 samples and y 19, expected the same number"),
     ],
 )
 def test_labels_that_mean_nothing_are_refused(y, message):
@@ -461,7 +463,7 @@ def test_classes_are_those_of_both_parts():
     assert dataset.test[1].tolist() == [1, 2] * 5
     with pytest.raises(ValueError, match="y and y_test: some labels are text and some are numbers"):
         datasets.from_arrays(X, Y, X, [TEXT[k] for k in IDS])
-    with pytest.raises(ValueError, match="of x_test and y_test one is missing"):
+    with pytest.raises(ValueError, match="x_test or y_test is missing"):
         datasets.from_arrays(X, Y, X)
 
 
@@ -497,10 +499,10 @@ def test_inputs_that_people_have(x, scaled):
         (
             np.ma.masked_array(X, np.broadcast_to(np.arange(4) == 3, X.shape)),
             None,
-            r"x\[0, 0, 3\] is masked, expected values: .filled\(value\) puts",
+            r"x\[0, 0, 3\] is masked, expected values: fill them in by .filled\(value\)",
         ),
         (X, np.ma.masked_greater(X, 99), r"x_test\[0, 0, 0\] is masked, expected values"),
-        (np.ones(20), None, r"x has shape \(20,\), expected \(N, ...\), a row for each sample: x\[:, None\], if each"),
+        (np.ones(20), None, r"x has shape \(20,\), expected \(N, ...\), one row per sample: x\[:, None\], if each"),
         (np.ones((20, 0)), None, r"x has shape \(20, 0\), expected \(N, ...\)"),
         (X.astype(object), None, "x has dtype object, expected numbers"),
         (X.astype(str), None, "x has dtype <U3, expected numbers"),
@@ -512,8 +514,8 @@ def test_inputs_that_people_have(x, scaled):
         ),
         (1e300 * X, None, "x: beyond what float32 can hold"),
         (X, X[:, :3], r"a sample has the shape x \(4, 4\) and x_test \(3, 4\), expected the same"),
-        (X, X / 255, "x uint8 up to 255 and x_test float64 up to 1: expected both on one scale"),
-        (X.astype(float), X / 255, "x float64 up to 255 and x_test float64 up to 1: expected both on one scale"),
+        (X, X / 255, "x uint8 up to 255 and x_test float64 up to 1: expected the same scale"),
+        (X.astype(float), X / 255, "x float64 up to 255 and x_test float64 up to 1: expected the same scale"),
     ],
 )
 def test_inputs_that_cannot_be_trained_on_are_refused(x, x_test, message):
@@ -561,7 +563,7 @@ def test_emnist(tmp_path):
     for path in (tmp_path, tmp_path / "emnist"):
         with pytest.raises(ValueError, match=r"holds several data sets, .*/emnist-digits, .*/emnist-letters$"):
             datasets.load_arrays(path)
-    with pytest.raises(FileNotFoundError, match=r"emnist-balanced: no such file or folder, and no IDX files' names"):
+    with pytest.raises(FileNotFoundError, match=r"emnist-balanced: no such file or folder, and no IDX file's name"):
         datasets.load_arrays(tmp_path / "emnist-balanced")
 
 
@@ -602,7 +604,7 @@ class Evil:
         ),
         (npz(x=npy(X[:6], shape=(0, 1 << 40)), y=SMALL[1]), r"x: the header announces uint8 \(0, 1099511627776\), exp"),
         (npz(x=npy(X[:6], shape=(7, 4, 4)), y=SMALL[1]), ""),
-        (npz(x=SMALL[0] + bytes(1 << 20), y=SMALL[1]), "x: goes on after the array that its header announces"),
+        (npz(x=SMALL[0] + bytes(1 << 20), y=SMALL[1]), "x: has more data than its header announces"),
         (npz(x=SMALL[0]), r"holds the arrays \['x'\], expected x and y, or x_train, y_train, x_test and y_test"),
         (npz(x=SMALL[0], y=SMALL[1], x_val=SMALL[0]), r"holds the arrays \['x', 'x_val', 'y'\], expected x and y"),
         (npz(**{"../x": SMALL[0], "y": SMALL[1]}), r"holds the arrays \['../x', 'y'\], expected x and y"),
@@ -673,7 +675,7 @@ def test_a_table_of_text(tmp_path, labels, names, start):
         (
             "own.csv",
             "a,b,y\n1,5,0,7,0\n2,5,0,8,1\n",
-            "line 2: the number of fields is 5, expected 3 as in the first line: decimal comm",
+            "line 2: the number of fields is 5, expected 3 as in the first line: write decimal",
         ),
         ("own.csv", 'a,b,y\n1,5,"0\n1"\n\n2,5,0,1\n', "line 5: the number of fields is 4, expected 3"),
         ("own.csv", ",a,y\n0,7,0\n1,8,1\n", r"column 1 of the first line is '', .*to_csv\(path, index=False\)"),
@@ -687,7 +689,11 @@ def test_a_table_of_text(tmp_path, labels, names, start):
         ("own.csv", f"a,y\n1,{'x' * 200_000}\n", "line 2: field larger than field limit"),
         ("own.csv", "y,a\n0,1\n1,\n", "could not convert string '' to float64"),
         ("own.csv", b"y,a\n0,\xff\n", ""),
-        ("own.parquet", "PAR1", r"expected a \.npz or \.csv file, or a folder .* from_arrays\(x, y\) takes at once"),
+        (
+            "own.parquet",
+            "PAR1",
+            r"expected a \.npz or \.csv file, or a folder .* pass the arrays to from_arrays\(x, y\), or",
+        ),
     ],
 )
 def test_tables_that_are_none_are_refused(tmp_path, name, content, message):

@@ -164,7 +164,7 @@ def test_scores_are_in_float32_at_least():
 
 def test_targets_of_labels_are_from_0_to_1(params):
     x, y = np.ones((2, 6), np.float32), np.array([[1, -1, 1, 1], [1, 1, 1, 1]], np.float32)
-    with pytest.raises(ValueError, match=r"y\[0, 1\] is -1.0, expected targets from 0 to 1 .* take \(y \+ 1\) / 2"):
+    with pytest.raises(ValueError, match=r"y\[0, 1\] is -1.0, expected targets from 0 to 1 .* by \(y \+ 1\) / 2"):
         evaluation.evaluate(params, x, y, LABELS)
 
 
@@ -256,7 +256,7 @@ def test_what_is_no_data_set_is_named(params):
     x, y = np.ones((2, 6), np.float32), np.array([0, 1])
     for wrong, message in (
         (lambda: evaluation.evaluate(None, x, y), r"params is None .*, expected a list \[\(W, b\), ...\]"),
-        (lambda: evaluation.evaluate(params, 1.0, y), r"x has shape \(\), expected an entry for each sample"),
+        (lambda: evaluation.evaluate(params, 1.0, y), r"x has shape \(\), expected one entry for each sample"),
         (lambda: evaluation.score(1.0, y), r"out has shape \(\), expected \(..., K\)"),
         (lambda: evaluation.is_correct(x, y, funcnet.relu), r"network is relu .*, expected a Network: Network\(hidden"),
         (lambda: funcnet.check_labels(y, "3"), "classes is '3' of type str, expected a whole number of at least 1"),

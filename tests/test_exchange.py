@@ -185,13 +185,13 @@ class TestWhatSklearnHasNot:
         [
             (
                 {"network": Network(activations.silu)},
-                "layer 1: the activation is silu, of which scikit-learn knows nothing",
+                "layer 1: the activation is silu, which scikit-learn does not have",
             ),
             (
                 {"network": Network((activations.relu, activations.tanh))},
                 r"are \['relu', 'tanh'\], scikit-learn has one",
             ),
-            ({"network": Network(output=activations.tanh)}, "the output activation is tanh, scikit-learn has none but"),
+            ({"network": Network(output=activations.tanh)}, "the output activation is tanh, expected identity: scikit"),
             ({"network": Network(loss=MINE)}, "loss is mine, expected one of softmax"),
             ({"network": activations.tanh}, "network is tanh of type Activation, expected a Network"),
             (
@@ -200,13 +200,13 @@ class TestWhatSklearnHasNot:
             ),
             (
                 {"network": Network(loss=losses.squared_error), "classes": [0, 1]},
-                "classes are .*, a regression, which has",
+                "classes are .*, expected none: the loss is squared_error",
             ),
             ({"classes": [3, 2, 1, 0]}, "classes are .*, expected 4, ascending"),
             ({"classes": [0, 1]}, "classes are .*, expected 4, ascending"),
             (
                 {"classes": [1, 2, 3, 4], "network": Network(loss=losses.sigmoid_cross_entropy)},
-                "several labels at once scikit-learn has 0 to 3",
+                "expected 0 to 3, which scikit-learn has for several labels",
             ),
         ],
     )
@@ -241,7 +241,7 @@ class TestWhatSklearnHasNot:
             estimator = theirs(hidden_layer_sizes=(3,), solver="lbfgs", max_iter=5).fit(*sklearn_data(kind))
             exchange.from_sklearn(estimator)
             estimator.__class__ = ours
-            with pytest.raises(ValueError, match=rf"whose {method} on random inputs gives something else than its we"):
+            with pytest.raises(ValueError, match=rf"whose {method} on random inputs differs from that of its we"):
                 exchange.from_sklearn(estimator)
 
     def test_float64_is_not_rounded_silently(self):

@@ -109,9 +109,12 @@ class TestWritten:
         relu = replace(activations.relu, fn=jnp.abs)  # the name alone does not make it one
         for network, message in (
             (Network(loss=MINE), "loss is mine, expected one of softmax_cross_entropy"),
-            (Network(sin), "layer 1: the activation is sin, of which ONNX knows nothing"),
-            (Network(relu), "layer 1: the activation is relu, of which ONNX knows nothing; it knows identity, relu"),
-            (Network(compute_dtype="float16"), "products in float16, which goes to no other library"),
+            (Network(sin), "layer 1: the activation is sin, which ONNX does not have"),
+            (
+                Network(relu),
+                "layer 1: the activation is relu, which ONNX does not have; expected one of the shipped identity, relu",
+            ),
+            (Network(compute_dtype="float16"), "products in float16, which cannot be exported"),
             (Network((activations.relu,)), "hidden is a tuple of 1, expected an Activation or 2"),
         ):
             with pytest.raises(ValueError, match=message):
@@ -227,17 +230,17 @@ _of_old.ir_version = 3
 _of_old.graph.initializer.append(onnx.numpy_helper.from_array(V[:6], "W"))
 _of_old.graph.input.append(helper.make_tensor_value_info("W", onnx.TensorProto.FLOAT, [6, 4]))
 
-EXPECTED = ", expected layers, Gemm or MatMul and Add with weights that are constants"
+EXPECTED = ", expected layers, Gemm or MatMul and Add with constant weights"
 # What is refused, and what is said.
 REFUSED = {
     "residual": (chain(("Gemm", ["x", W[:, :6], b[:6]], "z"), ("Add", ["z", "x"], "y"), n_out=6), "node 1 is a Add"),
     "softmax between": (between(("Softmax", ["z"], "a")), "node 2 is a Gemm" + EXPECTED),
     "softmax over samples": (chain(OUT, ("Softmax", ["o"], "y", {"axis": 0})), "node 1 is a Softmax"),
     "softmax over steps": (
-        open_rank_3(1), "node 1 is a Softmax over axis 1, which is not, or not for sure, the last, expected layers"),
+        open_rank_3(1), "node 1 is a Softmax over axis 1, which is not the last, or may not be, expected layers"),
     "softmax over all": (open_rank_3(None, opset=11), "node 1 is a Softmax over axis 1, which is not"),
     "softmax over one": (chain(("Gemm", ["x", W[:, :1], b[:1]], "o"), ("Softmax", ["o"], "y"), n_out=1),
-                         "softmax_cross_entropy over one output is 0"),
+                         "softmax_cross_entropy over one output is always 0"),
     "relu and a sigmoid": (chain(("Gemm", ["x", W, b], "z"), ("Relu", ["z"], "a"), ("Sigmoid", ["a"], "y"), n_out=8),
                            "sigmoid_cross_entropy takes logits, and output=relu"),
     "Elu of another alpha": (between(("Elu", ["z"], "a", {"alpha": 0.5})), "node 1 is a Elu, and Elu is none of"),
@@ -254,7 +257,7 @@ REFUSED = {
     "a dropout that trains": (between(("Dropout", ["z", np.float32(0.5), np.array(True)], "a")), "node 1 is a Dropout"),
     "half a product": (between(("Cast", ["z"], "h", {"to": 10}), ("Cast", ["h"], "a", {"to": 1})), "other outputs"),
     "no layer": (chain(("Relu", ["x"], "y")), "no output has a layer before it" + EXPECTED),
-    "two outputs": (chain(GEMM, ("Relu", ["z"], "y"), more=["z"]), "several outputs, y, z: onnx.utils.extract_model"),
+    "two outputs": (chain(GEMM, ("Relu", ["z"], "y"), more=["z"]), "several outputs, y, z: take one by onnx.utils.ext"),
     "convolution": (chain(("Conv", ["x", np.ones((2, 1, 1, 1), "f")], "y"), shape=[1, 2, 3]), "node 0 is a Conv"),
     "whole numbers": (chain(("MatMul", ["x", np.ones((6, 4), np.int64)], "y"), dtype=7), "dtype int64, expected one"),
     "float64": (chain(("MatMul", ["x", W.astype(np.float64)], "y"), dtype=11), "are float64, .* set jax_enable_x64"),
@@ -352,7 +355,10 @@ class TestRead:
 class TestFiles:
     def test_weights_in_another_file(self, path):
         onnx.save(READ["transB"][0], path, save_as_external_data=True, location="weights", size_threshold=0)
-        with pytest.raises(ValueError, match=r"model.onnx: its weights lie in other files: from_onnx\(onnx.load\(path"):
+        with pytest.raises(
+            ValueError,
+            match=r"model.onnx: its weights are in other files: read them, too, by from_onnx\(onnx.load\(path",
+        ):
             exchange.from_onnx(path)
         params, _ = exchange.from_onnx(onnx.load(path))
         np.testing.assert_array_equal(params[0][0], W)

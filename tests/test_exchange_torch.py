@@ -196,7 +196,7 @@ REFUSED = {
     "relu and a sigmoid": (
         nn.Sequential(linear(), nn.ReLU(), nn.Sigmoid()), "sigmoid_cross_entropy takes logits, and output=relu",
     ),
-    "a softmax over one": (nn.Sequential(linear(6, 1), nn.Softmax(1)), "softmax_cross_entropy over one output is 0"),
+    "a softmax over one": (nn.Sequential(linear(6, 1), nn.Softmax(1)), "softmax_cross_entropy over one output is alw"),
     "values decide": (
         Calls(lambda m, x: m.a(x) if x.abs().max() < 1 else m.b(x), a=linear(), b=linear()),
         "model is a Calls and decides by values of its input" + EXPECTED,
@@ -391,7 +391,7 @@ class TestWhatAModuleComputes:
             warnings.simplefilter("ignore")
             scripted = torch.jit.trace(linear(), torch.ones(2, 6))
             lazy = nn.LazyLinear(3)
-        with pytest.raises(ValueError, match=r"model is a ScriptModule, .* take the module that it was made of"):
+        with pytest.raises(ValueError, match=r"model is a ScriptModule, .* pass the module from which it was made"):
             exchange.from_torch(scripted)
         with pytest.raises(ValueError, match=r"weight holds no values yet, .* call a lazy module once"):
             exchange.from_torch(lazy)
@@ -458,7 +458,9 @@ class TestStateDicts:
         assert bits(params) == bits([(np.ones((2, 3), np.float16), np.zeros(3, np.float16))])
 
     def test_a_state_dict_needs_a_network(self):
-        with pytest.raises(ValueError, match=r"holds weights and no activations: from_torch\(state, Network\(...\)\)"):
+        with pytest.raises(
+            ValueError, match=r"holds weights and no activations: pass them by from_torch\(state, Network\(...\)\)"
+        ):
             exchange.from_torch(module().state_dict())
 
     @pytest.mark.parametrize(
@@ -469,11 +471,11 @@ class TestStateDicts:
                 "fc.lora_A.weight is by its name half of a LoRA adapter, expected that of a linear layer",
             ),
             ({"embed.weight": torch.ones(4, 4), "fc.weight": torch.ones(3, 4)}, "embed.weight is by its name an emb"),
-            ({"weight": torch.ones(1, 2)}, "softmax_cross_entropy over one output is 0"),
+            ({"weight": torch.ones(1, 2)}, "softmax_cross_entropy over one output is always 0"),
             ({"0.weight": torch.ones(2, 3, 4)}, r"0.weight has shape \(2, 3, 4\), expected the weight"),
             (STATE | {"0.scale": torch.ones(2)}, r"0.scale has shape \(2,\), expected the weight"),
             (STATE | {"1.weight": torch.ones(5), "1.bias": torch.ones(5)}, r"1.weight has shape \(5,\), expected"),
-            (STATE | {"1.running_mean": torch.ones(5)}, r"1.running_mean has .*from_torch\(module\) reads what"),
+            (STATE | {"1.running_mean": torch.ones(5)}, r"1.running_mean has .*from_torch\(module\), to read what"),
             (STATE | {"1.bias": torch.ones(5)}, r"1.bias has shape \(5,\), expected"),
             (STATE | {"step": 3}, "step has type int, expected"),
             (STATE | {"0.bias": torch.ones(4)}, r"layer 1: W has shape \(3, 5\) and b \(4,\)"),
@@ -488,7 +490,7 @@ class TestStateDicts:
             ({}, "model is a dictionary of nothing and holds no weights"),
             ({"model": linear(), "epoch": 3}, r"a dictionary of 'model' \(Linear\), 'epoch' \(int\) and holds no"),
             ({"model": STATE, "ema": STATE}, r"several state dicts: pass one of model\['model'\], model\['ema'\]"),
-            ("model.pt", r"model is 'model.pt' of type str, .*torch.load\(path, weights_only=True\) opens a file"),
+            ("model.pt", r"model is 'model.pt' of type str, .*load a file by torch.load\(path, weights_only=True\)"),
             ([torch.ones(3, 2)], "model is .* of type list, expected a torch.nn.Module"),
         ],
     )  # fmt: skip

@@ -121,7 +121,9 @@ def test_initializers_are_called_what_they_are():
 
 
 def test_initializers_refuse_what_they_cannot_scale():
-    with pytest.raises(ValueError, match=r"he_normal needs a weight's shape \(n_in, n_out\), got \(9,\); for biases"):
+    with pytest.raises(
+        ValueError, match=r"he_normal has shape \(9,\), expected that of a weight, \(n_in, n_out\); for biases"
+    ):
         funcnet.init(jax.random.key(0), SIZES, biases=funcnet.he_normal)
     for low, high in ((1, 0), (1, 1), (-np.inf, 1), (0, np.inf)):
         with pytest.raises(

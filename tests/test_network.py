@@ -370,7 +370,7 @@ def test_what_does_not_fit_is_named(changes, message):
 
 
 SQUASHED = [
-    (Network(), 1, "softmax_cross_entropy over one output is 0 whatever the output is: for two classes take"),
+    (Network(), 1, "softmax_cross_entropy over one output is always 0: for two classes take"),
     (Network(output=activations.sigmoid), 4, "softmax_cross_entropy takes logits, and output=sigmoid squashes them"),
     *(
         (Network(output=f, loss=losses.sigmoid_cross_entropy), K, f"sigmoid_cross_entropy takes logits, and output={f}")
@@ -483,7 +483,7 @@ def test_an_activation_in_the_place_of_a_network_is_named(data, name):
         ({"key": None}, "key is None of type NoneType, expected a JAX random key, e.g. jax.random.key(0)"),
         (
             {"key": jax.random.split(jax.random.key(0), 3)},
-            "key is an array of shape (3,), expected a JAX random key: vmap",
+            "key is an array of shape (3,), expected a JAX random key: use vmap",
         ),
         ({"weights": "he"}, "weights is 'he', expected an initializer, e.g. funcnet.he_normal"),
         ({"biases": 0.0}, "biases is 0.0, expected an initializer"),

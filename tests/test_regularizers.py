@@ -95,7 +95,7 @@ def test_rates_and_limits_are_numbers_of_any_kind(data):
         ),
         (lambda p, x, y: regularizers.dropout_masks(KEY, p, 7, 0.5), "batch_shape is 7, expected a tuple"),
         (lambda p, x, y: regularizers.smooth_labels(y, 4, 1.1), r"amount is 1.1, expected a number in \[0, 1\]"),
-        (lambda p, x, y: regularizers.smooth_labels(x, 4, 0.1), "y has dtype float32, expected class ids"),
+        (lambda p, x, y: regularizers.smooth_labels(x, 4, 0.1), "y has dtype float32, expected an integer dtype"),
         (lambda p, x, y: regularizers.smooth_labels(y, 4.0, 0.1), "classes is 4.0, expected a whole number"),
         *(
             (lambda p, x, y, wrap=wrap, bad=bad: wrap(sgd(1.0), bad), "is .*, expected a number above 0")

@@ -173,7 +173,7 @@ def test_accumulation_takes_the_memory_of_a_part():
 def test_a_batch_that_cannot_be_cut():
     step = training.make_step(funcnet.sgd(0.1), accumulate=3)
     state = training.init_state(funcnet.init(jax.random.key(0), (2, 3)), funcnet.sgd(0.1))
-    with pytest.raises(ValueError, match="a batch is of 4 samples, expected a multiple of 3"):
+    with pytest.raises(ValueError, match="a batch has 4 samples, expected a multiple of 3"):
         step(state, jax.random.key(0), np.ones((4, 2), np.float32), np.zeros(4, np.int32))
 
 

@@ -145,7 +145,7 @@ def test_told_to_stop(tmp_path, told_to_stop, uninterrupted, capsys):
     assert {path.name for path in run_dir.iterdir()} == {"checkpoints", "config.json", "metrics.jsonl"}
     shutil.copytree(run_dir, tmp_path / "run")
     train_here("--resume", tmp_path / "run")
-    assert f"going on after {epochs} epochs" in capsys.readouterr().err
+    assert f"continuing after {epochs} epochs" in capsys.readouterr().err
     assert bits_of(tmp_path / "run") == bits_of(uninterrupted)
     assert without_times(tmp_path / "run") == without_times(uninterrupted)
 
@@ -216,11 +216,11 @@ def test_what_may_round_otherwise_is_said(tmp_path, told_to_stop, capsys):
     path.write_text(json.dumps(kept))
     train_here("--resume", tmp_path / "run")
     assert (
-        f"not to the last bit: since the run began, jax was '0.0.1' and is '{jax.__version__}', "
+        f"not the same to the last bit: since the run began, jax was '0.0.1' and is '{jax.__version__}', "
         f"device was 'abacus' and is '{jax.devices()[0].device_kind}'"
     ) in capsys.readouterr().err
     train_here("--repeat", path, "--epochs", "0", "--run-dir", tmp_path / "again")
-    assert f"--repeat {path}: not to the last bit: since that run, jax was" in capsys.readouterr().err
+    assert f"--repeat {path}: not the same to the last bit: since that run, jax was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_on_another_mesh(tmp_path, uninterrupted):
         (["--hidden-sizes", "32"], r"hidden_sizes is \(32,\), but that run began with \(64,\)"),
         (["--seed", "1"], "seed is 1, but that run began with 0"),
         (["--recipe", "plain"], "--recipe, --repeat and --resume are ways to start; give one of them"),
-        (["--run-dir", "elsewhere"], "goes on in that folder; --run-dir is elsewhere"),
+        (["--run-dir", "elsewhere"], "continues in that folder; --run-dir is elsewhere"),
     ],
 )
 def test_another_run_is_refused(uninterrupted, arguments, message):
@@ -333,7 +333,7 @@ def test_what_differs_between_processes_is_named(monkeypatch):
     monkeypatch.setattr(processes, "process_allgather", lambda a: gathered.append(a) or np.stack([gathered[0], a]))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     processes.check_same({"seed": 0, "lr": 0.1})
-    with pytest.raises(ValueError, match=r"were not all given what process 0 was: seed 1$"):
+    with pytest.raises(ValueError, match=r"not all processes have the same as process 0: seed 1$"):
         processes.check_same({"seed": 1, "lr": 0.1})
 
 
@@ -422,11 +422,11 @@ def test_a_killed_run_holds_nobody_up(tmp_path):
     process = start(*OFTEN, "--epochs", 1000000, "--run-dir", run_dir)
     wait_for(process, (run_dir / "checkpoints" / "2").exists)
     _, err = finish("--resume", run_dir, code=1)
-    assert f"run folder {run_dir}: another run is at work in it (process {process.pid} on" in err
+    assert f"run folder {run_dir}: another run uses it (process {process.pid} on" in err
     process.kill()
     process.communicate()
     process = start("--resume", run_dir)
-    while "going on after" not in (line := process.stderr.readline()):
+    while "continuing after" not in (line := process.stderr.readline()):
         assert process.poll() is None, line
 
 
@@ -465,12 +465,12 @@ def test_a_process_that_dies_stops_the_others(tmp_path, uninterrupted, victim, s
     assert re.search("(?i)heartbeat|unavailable|connection|peer", err)
     if victim:
         _, err = finish("--resume", run_dir, "--mesh", "", "--checkpoint-every", "1e9")
-        assert re.search(r"going on after \d+ epochs", err)
+        assert re.search(r"continuing after \d+ epochs", err)
     else:
         two = start_two("--resume", run_dir, "--mesh", "data=4", "--checkpoint-every", "1e9")
         results = [process.communicate(timeout=120) for process in two]
         assert [process.returncode for process in two] == [0, 0], results
-        assert re.search(r"going on after \d+ epochs", results[0][1])
+        assert re.search(r"continuing after \d+ epochs", results[0][1])
         assert "accuracy" in results[0][0]
         assert "accuracy" not in results[1][0]  # the other one prints; here are lines of gloo, whole or torn
     ours, theirs = without_times(run_dir), without_times(uninterrupted)
@@ -514,7 +514,11 @@ def test_one_of_two_is_told_to_stop(tmp_path, uninterrupted):
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        (["--mesh", "data=4", "--seed", "1"], ["--mesh", "data=4"], "were not all given what process 0 was: seed 1"),
+        (
+            ["--mesh", "data=4", "--seed", "1"],
+            ["--mesh", "data=4"],
+            "not all processes have the same as process 0: seed 1",
+        ),
         (["--mesh", "data=2"], ["--mesh", "data=2"], "--mesh is 'data=2', expected one over all 4 devices of the 2"),
         ([], [], "--mesh is '', expected one over all 4 devices of the 2 processes, such as data=4"),
     ],

@@ -142,7 +142,7 @@ FLAT = Activation("tanh", jnp.tanh, lambda z, a: jnp.ones_like(z))
         (lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(jnp.negative, g)), "the sign is wrong"),
         pytest.param(
             lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: 7 * g, g)),
-            "throughout it is 7 times", marks=pytest.mark.slow),
+            "all of it is 7 times", marks=pytest.mark.slow),
         (lambda p, x, y, s: (p, x, y, s, lambda g: [g[0], (g[1][0].T, g[1][1]), g[2]]), "layer 2 W: .* transposed"),
         (
             lambda p, x, y, s: (p, x, y, s, lambda g: [(g[0][0].at[2, 3].set(0), g[0][1]), *g[1:]]),
@@ -153,21 +153,21 @@ FLAT = Activation("tanh", jnp.tanh, lambda z, a: jnp.ones_like(z))
             "layer 1 b: .* all entries are the same: summed over the units too", marks=pytest.mark.slow),
         (
             lambda p, x, y, s: (p, x, y, s | {"network": Network(FLAT)}, same),
-            "exactly what comes out where the derivative of the hidden activation is missing",
+            "exactly the gradient that results if the derivative of the hidden activation is missing",
         ),
         pytest.param(
             lambda p, x, y, s: (p, x, (y + 1) % 3, s, same),
-            "exactly what comes out where the class ids are [+]1 off", marks=pytest.mark.slow),
+            "exactly the gradient that results if the class ids are [+]1 off", marks=pytest.mark.slow),
         (
             lambda p, x, y, s: (p, x, y, {k: v for k, v in s.items() if k != "masks"}, same),
-            "exactly what comes out where the masks are forgotten",
+            "exactly the gradient that results if the masks are forgotten",
         ),
         pytest.param(
             lambda p, x, y, s: (p, x, y, {k: v for k, v in s.items() if k != "sample_weight"}, same),
-            "exactly what comes out where the sample weights are forgotten", marks=pytest.mark.slow),
+            "exactly the gradient that results if the sample weights are forgotten", marks=pytest.mark.slow),
         (
             lambda p, x, y, s: (p, x, y, s, lambda g: [*[(2 * W, 2 * b) for W, b in g[:2]], g[2]]),
-            "wrong up to layer 2, right after it: look at delta_2",
+            "wrong up to layer 2, correct after it: look at delta_2",
         ),
         (lambda p, x, y, s: (p, x, y, s, lambda g: [(g[0][0].T, g[0][1]), *g[1:]]), r"\(5, 4\), expected .*transposed"),
         (lambda p, x, y, s: (p, x, y, s, lambda g: g[:2]), "the tree is PyTreeDef"),
@@ -235,7 +235,7 @@ def test_at_a_kink_either_side_is_right_and_nothing_else(slope, ok, call):
 
     report = testing.check_backward(params, x, y, Network(activations.relu), backward=backward)
     assert report.ok == ok, str(report)
-    assert "2 of 7 samples lie within rounding of a kink" in str(report)
+    assert "2 of 7 samples are within rounding of a kink" in str(report)
     assert ("outside the gradients on the two sides" in str(report)) != ok
     assert bool(report) == ok
 
@@ -250,7 +250,7 @@ def test_it_says_how_many_samples_at_kinks_are_judged(call):
 
     report = testing.check_backward(params, x, y, Network(activations.relu), backward=backward)
     assert not report
-    assert "40 of 40 samples lie within rounding of a kink; the first 32 of them are judged one by one" in str(report)
+    assert "40 of 40 samples are within rounding of a kink; the first 32 of them are judged one by one" in str(report)
     assert sum(row.leaf.startswith("sample") for row in report.rows) == 32
 
 
@@ -262,7 +262,7 @@ def test_a_mistake_elsewhere_is_found_beside_kinks(call):
         params, x, y, backward=wrong(lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: 1.0001 * g, g)))
     )
     assert not report.ok
-    assert "throughout it is 1.0001 times" in str(report)
+    assert "all of it is 1.0001 times" in str(report)
 
 
 def test_a_function_with_a_wrong_rule_of_its_own_is_found():
@@ -276,7 +276,7 @@ def test_a_function_with_a_wrong_rule_of_its_own_is_found():
     assert not report.ok
     assert "equals jax.grad, but not the differences of the function" in str(report)
     report = testing.check_gradients(fn, jnp.cos, (jnp.linspace(0.1, 1, 5),))
-    assert "yet the differences of the function side with it, not with jax.grad" in str(report)
+    assert "but the differences of the function agree with it, not with jax.grad" in str(report)
 
 
 def test_a_function_of_float32_alone_is_judged_there():
@@ -400,7 +400,7 @@ def test_a_rule_that_gives_zero_is_noticed_unless_it_is_meant():
     assert "equals jax.grad, but not the differences of the function" in str(report)
     report = testing.check_gradients(fn, grad_fn, args, stopped=["['a']"])
     assert report.ok
-    assert "stopped by intent: no differences" in str(report)
+    assert "stopped on purpose: no differences" in str(report)
     wrong = lambda p: {"a": p["b"], "b": p["a"]}  # noqa: E731
     assert not testing.check_gradients(fn, wrong, args, stopped=["['a']"]).ok
     with pytest.raises(ValueError, match=r"stopped has \['c'\], expected names of leaves: \['a'\], \['b'\]"):

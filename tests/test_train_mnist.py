@@ -416,7 +416,7 @@ def test_only_ordinary_files_are_read(tmp_path):
     """Nobody ever writes into the FIFO."""
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
-        with pytest.raises(ValueError, match=f"{path}: not the configuration of a run: it is no ordinary file"):
+        with pytest.raises(ValueError, match=f"{path}: not the configuration of a run: it is not an ordinary file"):
             from_command_line(["--repeat", str(path)])
 
 
@@ -530,9 +530,7 @@ def test_two_runs_in_one_folder_are_noticed(tmp_path):
     """Until the first has ended; what a killed one left is in nobody's way."""
     config = digits(tmp_path, epochs=1)
     with run_folder.opened(config, "digits") as run_dir:
-        with pytest.raises(
-            BlockingIOError, match=rf"{run_dir}: another run is at work in it \(process {os.getpid()} on"
-        ):
+        with pytest.raises(BlockingIOError, match=rf"{run_dir}: another run uses it \(process {os.getpid()} on"):
             train(dataclasses.replace(config, resume=run_dir, run_dir=None))
         assert (run_dir / run_folder.LOCK).exists()
     assert {path.name for path in run_dir.iterdir()} == {"config.json"}
@@ -547,7 +545,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(run_folder.fcntl, "flock", none)
     train(digits(tmp_path, epochs=1))
-    assert "No locks available: a second run in it would not be noticed" in capsys.readouterr().err
+    assert "No locks available: a second run in this folder would not be noticed" in capsys.readouterr().err
 
 
 def test_results_are_means_over_the_seeds_of_a_setting(tmp_path):
@@ -719,8 +717,8 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ({"batch_size": 0}, "--batch-size is 0, expected at least 1"),
         ({"epochs": -1}, "--epochs is -1, expected at least 0"),
         ({"validation": 1437}, "--validation is 1437, expected fewer than the 1,437 training images"),
-        ({"fold": 12}, "--fold is 12, expected less than 12: so many times are there --validation 119 in the 1,437"),
-        ({"fold": 1, "validation": 0}, "--fold is 1 and --validation is 0: hold some out"),
+        ({"fold": 12}, "--fold is 12, expected less than 12, the number of parts of --validation 119 in the 1,437"),
+        ({"fold": 1, "validation": 0}, "--fold is 1 and --validation is 0: hold some images out"),
         ({"fold": -1}, "--fold is -1, expected at least 0"),
         ({"activation": "swish"}, "unknown activation 'swish', expected one of"),
         ({"hidden_sizes": (-3,)}, "--hidden-sizes has -3, expected at least 1"),
@@ -751,13 +749,13 @@ def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
         ),
         ({"ensemble": 10**9}, "--hidden-sizes 32: the weights .* bytes, and there are"),
         ({"views": 10**9, "distortion": Distortion(shift=1.0)}, "--views 1000000000: .* take 14,400,000,000,000 bytes"),
-        ({"epochs": 2**31 - 1}, "--epochs is 2147483647, expected at most 195225786: each is of 11 steps"),
+        ({"epochs": 2**31 - 1}, "--epochs is 2147483647, expected at most 195225786: each has 11 steps"),
         ({"accumulate": 2000, "batch_size": 2000}, "--accumulate is 2000, expected at most the 1,318 training images"),
-        ({"run_dir": Path("\udcff")}, "run folder \udcff: its name is not of UTF-8, and checkpoints cannot be written"),
-        ({"patience": 3, "validation": 0}, "--patience is 3 and --validation is 0: hold some out"),
+        ({"run_dir": Path("\udcff")}, "run folder \udcff: its name is not UTF-8, and checkpoints cannot be written"),
+        ({"patience": 3, "validation": 0}, "--patience is 3 and --validation is 0: hold some images out"),
         (
             {"mesh": "data=8", "batch_size": 120, "accumulate": 2},
-            "--batch-size is 120, expected a multiple of 16: of --accumulate 2 times the 8 of --mesh data=8",
+            "--batch-size is 120, expected a multiple of 16: --accumulate 2 times the 8 of --mesh data=8",
         ),
     ],
     ids=str,
@@ -773,8 +771,8 @@ def test_run_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
     for name, message in {
-        "full": "already there and not an empty folder; give another --run-dir",
-        "file": "already there and not an empty folder",
+        "full": "it exists and is not an empty folder; give another --run-dir",
+        "file": "it exists and is not an empty folder",
         "file/run": "run folder .*file/run: cannot be written: .*Not a directory",
         "/proc/run": "run folder /proc/run: cannot be written",
     }.items():

@@ -187,7 +187,7 @@ def test_the_step_that_went_wrong_is_found(data):
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (np.ones((3, 6), np.float32), np.zeros(2, np.int32), "x has 3 samples and y 2, expected as many in both"),
+        (np.ones((3, 6), np.float32), np.zeros(2, np.int32), "x has 3 samples and y 2, expected the same number"),
         (np.ones((0, 6), np.float32), np.zeros(0, np.int32), "x has 0 samples and y 0, .* at least one"),
         (np.ones((3, 6), np.float32), np.array([0, 3, 4]), r"y\[2\] is 4, expected a class id from 0 to 3"),
         (np.ones((3, 6), np.float32), np.array([0, -1, 7]), r"y\[1\] is -1, expected a class id from 0 to 3"),
@@ -359,7 +359,7 @@ def test_a_state_has_buffers_of_its_own(data):
 
 def test_a_list_in_a_jitted_epoch_is_refused_and_a_seed_is_no_key(data):
     epoch, state = training.make_epoch(sgd(0.1), batch_size=5), fresh_state(sgd(0.1))
-    with pytest.raises(ValueError, match="x is a list, traced number by number: make it an array before jit"):
+    with pytest.raises(ValueError, match="x is a list, traced number by number: convert it to an array before jit"):
         jax.jit(epoch)(state, jax.random.key(0), data[0].tolist(), data[1])
     with pytest.raises(ValueError, match=r"key is .*, expected a JAX random key"):
         epoch(state, 0, *data)
@@ -415,7 +415,7 @@ def test_a_state_of_another_optimizer_is_refused():
     params, key = funcnet.init(jax.random.key(0), (4, 3)), jax.random.key(1)
     x, y = np.ones((5, 4), np.float32), np.array([0, 1, 2, 0, 1])
     others = training.init_state(params, adam(0.1))
-    message = "state.opt_state, of type AdamState, was made by another optimizer or for other parameters: init_state"
+    message = "state.opt_state, of type AdamState, was made by another optimizer or for other parameters: make a"
     for optimizer in (funcnet.rmsprop(0.1), sgd(0.1), optax.adam(0.1)):
         with pytest.raises(ValueError, match=message):
             training.make_step(optimizer)(others, key, x, y)

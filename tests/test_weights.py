@@ -106,7 +106,9 @@ def test_a_network_comes_back_equal(tmp_path):
 @pytest.mark.parametrize("key", ["format", "hidden", "output", "loss", "compute_dtype"])
 def test_text_under_a_name_of_the_network_s_is_refused(tmp_path, key):
     """It would be lost, or taken for the network; what the file says itself may be handed on."""
-    with pytest.raises(ValueError, match=rf"metadata\['{key}'\] is '0.0123', but format, .* are kept for the network"):
+    with pytest.raises(
+        ValueError, match=rf"metadata\['{key}'\] is '0.0123', but format, .* are reserved for the network"
+    ):
         weights.save(tmp_path / "w", PARAMS, metadata={key: "0.0123"})
     network = Network(activations.tanh, compute_dtype="bfloat16")
     weights.save(tmp_path / "w", PARAMS, network, metadata={"run": "7"})
@@ -153,7 +155,7 @@ def test_a_new_process_predicts_the_same_bits(tmp_path):
 )
 def test_what_is_one_s_own_is_kept_by_name_and_has_to_be_brought(tmp_path, network, message):
     weights.save(tmp_path / "w", PARAMS, network)
-    with pytest.raises(ValueError, match=rf"w: {message}; bring one of your own by load\(path, Network\(...\)\)"):
+    with pytest.raises(ValueError, match=rf"w: {message}; pass your own function by load\(path, Network\(...\)\)"):
         weights.load(tmp_path / "w")
     params, brought = weights.load(tmp_path / "w", network)
     assert brought is network
@@ -163,17 +165,17 @@ def test_what_is_one_s_own_is_kept_by_name_and_has_to_be_brought(tmp_path, netwo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden": activations.relu}, "the file has the hidden tanh, but the network is given with relu"),
+        ({"hidden": activations.relu}, "the file has the hidden tanh, but the given network has relu"),
         (
             {"hidden": (activations.tanh,) * 2},
-            r'the file has the hidden tanh, but the network is given with \["tanh", "tanh"\]',
+            r'the file has the hidden tanh, but the given network has \["tanh", "tanh"\]',
         ),
-        ({"output": activations.tanh}, "the file has the output identity, but the network is given with tanh"),
-        ({"loss": losses.squared_error}, "the file has the loss softmax_cross_entropy, but .* with squared_error"),
-        ({"compute_dtype": "float16"}, "the file has the compute_dtype bfloat16, but .* with float16"),
+        ({"output": activations.tanh}, "the file has the output identity, but the given network has tanh"),
+        ({"loss": losses.squared_error}, "the file has the loss softmax_cross_entropy, but .* has squared_error"),
+        ({"compute_dtype": "float16"}, "the file has the compute_dtype bfloat16, but .* has float16"),
         (
             {"compute_dtype": None},
-            "the file has the compute_dtype bfloat16, but .* with None; to use another, load the",
+            "the file has the compute_dtype bfloat16, but .* has None; to use another, load the",
         ),
     ],
 )
@@ -183,7 +185,7 @@ def test_a_network_of_other_names_than_the_file_s_is_refused(tmp_path, changes, 
     with pytest.raises(ValueError, match=f"w: {message}"):
         weights.load(tmp_path / "w", replace(network, **changes))
     weights.save(tmp_path / "w", PARAMS, Network())
-    with pytest.raises(ValueError, match=r"w: the file has the compute_dtype None, but .* with bfloat16"):
+    with pytest.raises(ValueError, match=r"w: the file has the compute_dtype None, but .* has bfloat16"):
         weights.load(tmp_path / "w", Network(compute_dtype="bfloat16"))
 
 
@@ -207,7 +209,7 @@ def of_its_name(f):
     ids=str,
 )
 def test_what_has_the_name_of_a_shipped_one_is_not_saved(tmp_path, network):
-    with pytest.raises(ValueError, match="is a function of your own with the name of a shipped one: give it another"):
+    with pytest.raises(ValueError, match="is your own function with the name of a shipped one: give it another"):
         weights.save(tmp_path / "w", PARAMS, network)
     assert list(tmp_path.iterdir()) == []
 
@@ -215,7 +217,7 @@ def test_what_has_the_name_of_a_shipped_one_is_not_saved(tmp_path, network):
 def test_a_file_that_names_no_activations_needs_a_network(tmp_path):
     (tmp_path / "w").write_bytes(save({f"layer{l}.{n}": a for l, layer in enumerate(PARAMS, 1)
                                        for n, a in zip("Wb", layer, strict=True)}))  # fmt: skip
-    message = r"w: the file does not name its activations and loss: load\(path, Network\(...\)\) says which they are"
+    message = r"w: the file does not name its activations and loss: pass them by load\(path, Network\(...\)\)"
     with pytest.raises(ValueError, match=message):
         weights.load(tmp_path / "w")
     network = Network([activations.tanh, SQUARE], loss=ABSOLUTE_ERROR, compute_dtype="bfloat16")
@@ -255,11 +257,11 @@ def test_a_header_is_judged_before_an_array_is_read(tmp_path):
     sparse(path, [(30_000, 100_000)])
     tracemalloc.start()
     for call, message in (
-        (lambda: weights.load(path, network, sizes=(6, 3)), "w: holds a network 30000-100000, expected 6-3"),
+        (lambda: weights.load(path, network, sizes=(6, 3)), "w: holds a network of 30000-100000, expected 6-3"),
         (lambda: weights.load(path, network), "network 30000-100000 of 12,000,400,000 bytes, expected at most 4,294,"),
         (
             lambda: weights.load(path),
-            "network 30000-100000 of 12,000,400,000 bytes, .*; say its sizes, or raise max_bytes",
+            "network 30000-100000 of 12,000,400,000 bytes, .*; pass its sizes, or a larger max_bytes",
         ),
     ):
         with pytest.raises(ValueError, match=message):
@@ -333,7 +335,7 @@ def test_other_files_are_refused_by_name(tmp_path, content, message):
 def test_another_architecture_is_refused_by_name(tmp_path):
     weights.save(tmp_path / "w", [(W, B)])
     assert len(weights.load(tmp_path / "w", sizes=(3, 2))[0]) == 1
-    with pytest.raises(ValueError, match="holds a network 3-2, expected 784-128-10"):
+    with pytest.raises(ValueError, match="holds a network of 3-2, expected 784-128-10"):
         weights.load(tmp_path / "w", sizes=(784, 128, 10))
 
 
@@ -347,7 +349,7 @@ def test_what_is_no_network_is_not_saved(tmp_path):
         "metadata is a list of 1, expected a dictionary of text": lambda: weights.save(
             tmp_path / "w", params, metadata=[("run", "7")]
         ),
-        r"layer 1: b\[3\] is masked, expected values: .filled": lambda: weights.save(
+        r"layer 1: b\[3\] is masked, expected values: fill them in by .filled": lambda: weights.save(
             tmp_path / "w", [(params[0][0], np.ma.masked_array(params[0][1], np.arange(4) == 3))]
         ),
         "hidden is a tuple of 1, expected an Activation or 0 of them": lambda: weights.save(

@@ -1,13 +1,13 @@
-"""Checkpoints of a run: written behind its back, whole or not at all, and believed only after a check.
+"""Checkpoints of a run: written in the background, whole or not at all, and checked before they are used.
 
     with checkpoints.open_folder("run/checkpoints", keep=3) as folder:
-        found = checkpoints.restore(folder, like=state)  # None, or the newest that is sound
+        found = checkpoints.restore(folder, like=state)  # None, or the newest undamaged one
         ...
         checkpoints.save(folder, epoch, state, {"history": history})  # returns at once
 
-Orbax stores the arrays (each process its own shards, in the background) and takes care that a checkpoint appears in one
-step. What it does not notice is a flipped bit; so each checkpoint holds a fingerprint of its arrays, taken where they
-lie.
+Orbax stores the arrays (each process stores its own shards, in the background), and a checkpoint appears in one atomic
+step. But orbax does not notice a flipped bit, so each checkpoint holds a fingerprint of its arrays, computed on their
+own devices.
 """
 
 import json
@@ -32,35 +32,36 @@ from funcnet.files import as_path
 
 __all__ = ["Checkpoint", "fingerprint", "open_folder", "restore", "save", "wait"]
 
-_TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of unfinished checkpoints, which orbax sweeps away
+_TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of unfinished checkpoints, which orbax deletes
 
-_WRITE_TIMEOUT = 30  # seconds that one of several processes waits for the others to have written their parts
+_WRITE_TIMEOUT = 30  # seconds that one of several processes waits until the others have written their parts
 
 
 class Checkpoint(NamedTuple):
-    """What `restore` finds."""
+    """The result of `restore`."""
 
-    number: int  # as given to `save`: how many epochs were done, say
+    number: int  # as given to `save`, e.g. the number of epochs done
     tree: Any  # of arrays
     notes: dict[str, Any]
 
 
 @contextmanager
 def open_folder(path: str | os.PathLike[str], *, keep: int = 3) -> Iterator[Any]:
-    """Open a folder of checkpoints, made if it is not there; what an interrupted write has left in it is removed.
+    """Open a folder of checkpoints, or create it; remains of an interrupted write are removed.
 
-    Leaving the block waits for what is still being written. Every process opens it, on a file system that all share.
-    The folder is for checkpoints alone, since older ones are deleted: one with numbered folders of yours is refused.
+    The end of the block waits until everything is written. Every process opens the folder, on a shared file system. Use
+    the folder for checkpoints only, since older ones are deleted: it must not hold your own folders with numbers as
+    names.
 
     Args:
       path: the folder.
-      keep: how many checkpoints stay; older ones are deleted.
+      keep: the number of checkpoints to keep; older ones are deleted.
 
     Raises:
       ImportError: orbax is not installed.
-      OSError: the folder cannot be made or written; also, on leaving, the last checkpoint could not be (a note on the
-        block's own exception, if it ends with one).
-      ValueError: something in the folder has a name that a checkpoint could have, and is none.
+      OSError: the folder cannot be created or written; or, at the end, the last checkpoint could not be written (as a
+        note, if the block itself ends with an exception).
+      ValueError: an entry of the folder has a name like that of a checkpoint, but is not one.
 
     >>> import tempfile
     >>> state = [jax.numpy.arange(3.0)]
@@ -100,14 +101,14 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
     Args:
       manager: from `open_folder`.
       number: larger than those before.
-      tree: arrays, of any sharding, random keys of either style among them, and Python numbers.
-      notes: what JSON can hold, in dictionaries whose keys are text, and lists.
+      tree: of arrays of any sharding, random keys of either style, and Python numbers.
+      notes: JSON values: dictionaries with text as keys, lists, text, numbers, booleans and None.
 
     Raises:
-      OSError: it cannot be written, or the one before could not be.
-      TypeError: a leaf is something else; says which.
-      ValueError: the number is not larger than those before, or no whole number; the notes would come back as something
-        else (a tuple as a list, a key that is no text as text); two leaves have one name, or one is masked.
+      OSError: the checkpoint cannot be written, or the one before could not be written.
+      TypeError: a leaf is something else; the message says which.
+      ValueError: the number is not a whole number, or not larger than those before; JSON would change the notes (a
+        tuple to a list, or a key to text); two leaves have the same name, or one is masked.
 
     >>> import tempfile
     >>> with open_folder(tempfile.mkdtemp(), keep=1) as folder:
@@ -115,11 +116,11 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
     ...         save(folder, number, [jax.numpy.zeros(3)])
     """
     ocp = import_extra("orbax.checkpoint")
-    wait(manager)  # so that a failure of the one before goes by its own number; orbax would wait, too
+    wait(manager)  # so that a failure of the one before is reported under its own number; orbax would wait, too
     try:
         number = operator.index(number)
     except TypeError as error:
-        raise ValueError(f"number is {number!r}, expected a whole number: no other is found again") from error
+        raise ValueError(f"number is {number!r}, expected a whole number: others are not found again") from error
     newest = manager.latest_step()
     if number < 0:
         raise ValueError(f"number is {number}, expected a whole number >= 0")
@@ -138,8 +139,8 @@ def save(manager: Any, number: int, tree: Any, notes: dict[str, Any] | None = No
         isinstance(leaf, Array) and len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(tree)
     ):
         raise OSError(
-            f"checkpoint {number} in {manager.directory}: cannot be written: its arrays lie on several "
-            f"devices, and orbax needs a newer jax for that than {jax.__version__}"
+            f"checkpoint {number} in {manager.directory}: cannot be written: its arrays are on several "
+            f"devices, and for that orbax needs a newer jax than {jax.__version__}"
         )
     args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), sealed=ocp.args.JsonSave(sealed(content)))
     with _write_errors(manager, number):
@@ -150,7 +151,7 @@ def wait(manager: Any) -> None:
     """Wait until everything is written.
 
     Raises:
-      OSError: it could not be.
+      OSError: something could not be written.
 
     >>> import tempfile
     >>> with open_folder(tempfile.mkdtemp()) as folder:
@@ -161,24 +162,24 @@ def wait(manager: Any) -> None:
 
 
 def restore(manager: Any, like: Any, *, number: int | None = None, part: bool = False) -> Checkpoint | None:
-    """The newest sound checkpoint, or one by its number; newer ones that are damaged are put aside with a warning.
+    """The newest undamaged checkpoint, or one by its number; newer, damaged ones are put aside with a warning.
 
     Args:
       manager: from `open_folder`.
-      like: the tree that is expected, of arrays and numbers; what is read lies on devices as they do.
-      number: which checkpoint; by default the newest that is sound.
-      part: whether `like` may be a part of the tree that was saved, such as `{"params": params}` of a `TrainState`. A
-        field of a named tuple and a key of a dictionary are the same here.
+      like: the expected tree, of arrays and numbers; the arrays are read with the shardings of these.
+      number: which checkpoint; by default the newest undamaged one.
+      part: whether `like` may be a part of the tree that was saved, such as `{"params": params}` of a `TrainState`.
+        Here a field of a named tuple and a key of a dictionary are the same.
 
     Returns:
       The checkpoint, or `None` if there is none.
 
     Raises:
       TypeError: a leaf of `like` is neither a JAX array nor a Python number.
-      ValueError: there is one, of another tree; says of which array it has another shape or dtype, and of a part that
-        is not there what is. There is none of that number, or it is damaged. Or there are some, and none is sound; then
-        they stay where they are.
-      OSError, MemoryError: it could not be read, for no fault of its own.
+      ValueError: the checkpoint is of another tree (the message names an array with another shape or dtype, or for a
+        missing part lists those there are); there is none of that number, or it is damaged; or all are damaged, and
+        then they stay where they are.
+      OSError, MemoryError: an undamaged checkpoint could not be read.
 
     >>> import tempfile
     >>> with open_folder(tempfile.mkdtemp()) as folder:
@@ -189,13 +190,13 @@ def restore(manager: Any, like: Any, *, number: int | None = None, part: bool = 
     None
     {'epochs': 7}
     """
-    jax.tree.map(leaves.abstract, like)  # a leaf that does not say what it is, is refused before anything is read
+    jax.tree.map(leaves.abstract, like)  # refuse a leaf of a wrong type before anything is read
     damaged: dict[int, Exception] = {}
     for found in _numbers(manager, number):
         path = manager.directory / str(found)
         try:
             content = unsealed(manager, found)
-        except Exception as error:  # a damaged file makes many kinds of them
+        except Exception as error:  # a damaged file leads to many kinds of errors
             damaged[found] = as_damage(manager, found, error)
             continue
         (leaves.check_part if part else leaves.check_whole)(path, content, like)
@@ -210,16 +211,15 @@ def restore(manager: Any, like: Any, *, number: int | None = None, part: bool = 
     if damaged:
         reasons = "; ".join(f"{found}: {reason(error)}" for found, error in damaged.items())
         if number is not None:
-            raise ValueError(f"{manager.directory}: checkpoint {number} is damaged ({reasons}); it stays as it is")
+            raise ValueError(f"{manager.directory}: checkpoint {number} is damaged ({reasons}); it is left there")
         raise ValueError(
-            f"{manager.directory}: none of its {len(damaged)} checkpoints is sound ({reasons}); they are left as they "
-            "are"
+            f"{manager.directory}: all {len(damaged)} checkpoints are damaged ({reasons}); they are left there"
         )
     return None
 
 
 def _numbers(manager, number) -> list[int]:
-    """The checkpoints to try, in this order."""
+    """The numbers of the checkpoints to try, in this order."""
     there = sorted(manager.all_steps(), reverse=True)
     if number is not None and number not in there:
         raise ValueError(f"{manager.directory}: there is no checkpoint {number!r}, only {there[::-1]}")
@@ -227,7 +227,7 @@ def _numbers(manager, number) -> list[int]:
 
 
 def _read(manager, number, content, like, part) -> Any:
-    """The arrays, as they were stored and in the structure of `like`, if they are what was written."""
+    """The arrays, as stored, in the structure of `like`, checked to be unchanged."""
     ocp = import_extra("orbax.checkpoint")
     abstract = jax.tree.map(leaves.abstract, like)
     if part:
@@ -240,11 +240,11 @@ def _read(manager, number, content, like, part) -> Any:
 
 
 def _read_part(path, prints: dict[str, list[int]], abstract) -> Any:
-    """Some of the arrays; the manager itself reads a tree whole or not at all."""
+    """Some of the arrays; the manager itself can only read a whole tree."""
     ocp = import_extra("orbax.checkpoint")
     wanted, order = leaves.named(abstract), list(prints)
     with quiet_stderr(), ocp.PyTreeCheckpointer() as reader:
-        there = reader.metadata(path).item_metadata.tree  # of dictionaries and lists, whatever the tree was made of
+        there = reader.metadata(path).item_metadata.tree  # of dictionaries and lists, whatever the saved tree was
         item = jax.tree.unflatten(
             jax.tree.structure(there), [wanted.get(name, ocp.PLACEHOLDER) for name in leaves.named(there)]
         )
@@ -258,19 +258,19 @@ def _read_part(path, prints: dict[str, list[int]], abstract) -> Any:
 
 
 def _total(prints) -> list[int]:
-    """The fingerprint of a tree from those of its leaves; not `fingerprint`, which would be compiled once more."""
+    """The fingerprint of a tree from those of its leaves; calling `fingerprint` would compile once more."""
     return np.asarray(prints).sum(0, dtype=np.uint32).tolist()
 
 
 def _check_own(path) -> None:
-    """Refuse a folder in which orbax would take something of the user's for its own, and in time delete it."""
+    """Refuse a folder with an entry of the user that orbax would mistake for a checkpoint, and later delete."""
     for entry in filter(Path.is_dir, path.iterdir()):
         checkpoint = entry.name.isdigit() and not (entry / "sealed").is_dir()
         unfinished = _TEMPORARY in entry.name and not re.match(rf"\d+{re.escape(_TEMPORARY)}", entry.name)
         if checkpoint or unfinished:
             raise ValueError(
-                f"checkpoints in {path}: {entry.name} there is not one of them, and would be taken for one and "
-                "deleted in time; give checkpoints a folder of their own"
+                f"checkpoints in {path}: {entry.name} is not a checkpoint, but would be taken for one and later "
+                "deleted; use a separate folder for checkpoints"
             )
 
 
@@ -281,7 +281,7 @@ def _close(manager) -> None:
 
 @contextmanager
 def _write_errors(manager, number):
-    """What goes wrong in writing, as one kind of error that says where."""
+    """Raise any error of writing as an `OSError` that says where."""
     try:
         yield
     except Exception as error:

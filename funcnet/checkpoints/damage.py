@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged: told apart from those that cannot be read for other reasons, and put aside."""
+"""Damaged checkpoints: tell them from those that cannot be read for other reasons, and put them aside."""
 
 import errno
 import gc
@@ -11,12 +11,12 @@ from pathlib import Path
 import jax
 from jax.experimental.multihost_utils import sync_global_devices
 
-# What a damaged file makes of an attempt to read it; other errors of the system tell of the system.
+# The error numbers that a damaged file can lead to; other ones are faults of the system.
 _ERRORS_OF_FILES = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
 def as_damage(manager, number, error) -> Exception:
-    """The error, if the files are at fault; one of memory, rights or the file system is raised instead."""
+    """Return the error if the files are at fault; raise it if it is one of memory, rights or the file system."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.errno not in _ERRORS_OF_FILES:
@@ -30,7 +30,7 @@ def as_damage(manager, number, error) -> Exception:
 
 
 def put_aside(manager, damaged: dict[int, Exception]) -> None:
-    """Move damaged checkpoints out of the way: nothing is lost, and their numbers can be written again."""
+    """Move damaged checkpoints to another folder: nothing is lost, and their numbers can be written again."""
     if not damaged:
         return
     for number, error in damaged.items() if jax.process_index() == 0 else ():
@@ -38,8 +38,8 @@ def put_aside(manager, damaged: dict[int, Exception]) -> None:
         aside = path.parent.with_name(f"{path.parent.name}-damaged") / path.name
         while aside.exists():
             aside = aside.with_name(f"{aside.name}x")
-        warnings.warn(f"checkpoint {path} is damaged ({reason(error)}): it is moved to {aside}, and one before "
-                      "is taken", stacklevel=3)  # fmt: skip
+        warnings.warn(f"checkpoint {path} is damaged ({reason(error)}): it is moved to {aside}, and an earlier one "
+                      "is used", stacklevel=3)  # fmt: skip
         aside.parent.mkdir(exist_ok=True)
         path.rename(aside)
     if jax.process_count() > 1:
@@ -54,13 +54,13 @@ def reason(error) -> str:
 
 @contextmanager
 def quiet_stderr():
-    """Keep pages of traces, of threads that read a damaged file in vain, off the screen: the exception says enough."""
+    """Hide the long tracebacks of threads that fail to read a damaged file; the exception says enough."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with redirect_stderr(StringIO()):
             yield
     except Exception as error:
-        error.__traceback__ = None  # it holds those threads' coroutines, which complain when they go
+        error.__traceback__ = None  # it holds those threads' coroutines, which print warnings when they are deleted
         gc.collect()
         raise
     finally:

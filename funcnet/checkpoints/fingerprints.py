@@ -1,4 +1,4 @@
-"""A fingerprint of arrays, taken where they lie."""
+"""A fingerprint of arrays, computed on their own devices."""
 
 from functools import partial
 from math import prod
@@ -11,11 +11,11 @@ from jax import Array
 
 @jax.jit
 def fingerprint(tree: Any) -> Array:
-    """Two words that change whenever a single number of the arrays does, in any bit, `(2,)` uint32.
+    """Two words that change whenever any bit of a single number of the arrays changes, `(2,)` uint32.
 
-    Each word of the arrays is mixed with its place by steps that lose nothing (Appleby's finalizer of MurmurHash3), and
-    the sum modulo 2^32 is taken. It is the same on every mesh, to the bit, since such sums have no order, and no array
-    leaves its devices. It guards against accidents, not against a forger.
+    Each word of the arrays is mixed with its position by invertible steps (Appleby's finalizer of MurmurHash3), and the
+    sum modulo 2^32 is taken. The result is the same bit for bit on every mesh, since the order does not change such
+    sums, and no array leaves its devices. It detects accidents, not forgery.
 
     >>> a = jnp.arange(3.0)
     >>> bool((fingerprint([a]) == fingerprint([a])).all()), bool((fingerprint([a]) == fingerprint([-a])).any())
@@ -26,7 +26,7 @@ def fingerprint(tree: Any) -> Array:
 
 @partial(jax.jit, static_argnames="numbers")
 def fingerprints(leaves, numbers: tuple[int, ...] | None = None) -> Array:
-    """The share of each leaf in the fingerprint of its tree, in which it has such a number; by default the next one."""
+    """The part of each leaf in the fingerprint of its tree; `numbers` are the leaves' positions there."""
     total = jnp.zeros((len(leaves), 2), jnp.uint32)
     for row, (number, leaf) in enumerate(zip(numbers or range(len(leaves)), leaves, strict=True)):
         words = _words(leaf)

@@ -1,4 +1,4 @@
-"""The leaves of a tree: under which names, as what they are stored, and whether they are those that are expected."""
+"""The leaves of a tree: their names, the form in which they are stored, and checks against the expected ones."""
 
 from typing import Any
 
@@ -12,29 +12,29 @@ from funcnet.arguments import check_unmasked
 
 
 def is_number(leaf) -> bool:
-    """Whether it is a Python number, which is kept as text, exactly."""
+    """Whether it is a Python number, which is stored exactly, as text."""
     return type(leaf) in (bool, int, float)
 
 
 def is_empty(leaf) -> bool:
-    """Whether it is an array of no numbers, of which orbax stores none."""
+    """Whether it is an empty array, which orbax does not store."""
     return getattr(leaf, "size", None) == 0
 
 
 def is_key(leaf) -> bool:
-    """Whether it is a random key with a dtype of its own."""
+    """Whether it is a random key of the new style."""
     return isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def stored(leaf) -> Any:
-    """What every orbax can store: of a random key its integers; for a Python number, or no numbers, a zero."""
+    """A leaf that every orbax can store: a random key as its integers; a Python number or an empty array as a zero."""
     if is_number(leaf) or is_empty(leaf):
         return np.zeros(1, np.uint8)
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def as_before(tree, like, numbers: dict[str, Any]):
-    """The other way round."""
+    """The original leaves from the stored ones."""
 
     def one(name, leaf, like):
         if is_number(like):
@@ -48,13 +48,13 @@ def as_before(tree, like, numbers: dict[str, Any]):
 
 
 def abstract(leaf):
-    """What orbax is to read, and where to put it."""
+    """The shape, dtype and sharding that orbax is to read."""
     if is_number(leaf):
         return stored(leaf)
     if not isinstance(leaf, Array):
         raise TypeError(
-            f"like has a {type(leaf).__name__} for a leaf, expected JAX arrays, which say where to put what is read, "
-            "or Python numbers"
+            f"like has a {type(leaf).__name__} for a leaf, expected JAX arrays, which say on which devices to put the "
+            "arrays, or Python numbers"
         )
     leaf = stored(leaf)
     if not isinstance(leaf, Array):
@@ -63,7 +63,7 @@ def abstract(leaf):
 
 
 def named(tree) -> dict[str, Any]:
-    """Each leaf under a name in which fields, keys and places look alike: `params/0/1`.
+    """Each leaf under a name that does not tell fields, keys and indices apart: `params/0/1`.
 
     >>> named({"params": [(1, 2)]})
     {'params/0/0': 1, 'params/0/1': 2}
@@ -72,7 +72,7 @@ def named(tree) -> dict[str, Any]:
     for path, leaf in tree_flatten_with_path(tree)[0]:
         if (name := "/".join(map(_plain, path))) in found:
             raise ValueError(
-                f"tree{keystr(path)} has the name {name}, and so has another leaf: expected keys without /"
+                f"tree{keystr(path)} has the name {name}, which another leaf also has: expected keys without /"
             )
         found[name] = leaf
     return found
@@ -83,7 +83,7 @@ def _plain(key) -> str:
 
 
 def shapes(tree) -> dict[str, str]:
-    """Each leaf's place in the tree, and what it is.
+    """Each leaf's path in the tree, and its dtype and shape.
 
     >>> shapes([np.zeros(3), 7])
     {'[0]': 'float64[3]', '[1]': 'a Python int'}
@@ -97,14 +97,14 @@ def _kind(path, leaf) -> str:
     if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) or leaf.dtype == object:
         raise TypeError(
             f"tree{keystr(path)} is {leaf!r:.80} of type {type(leaf).__name__}, expected an array or a Python number; "
-            "what else JSON can hold goes into the notes"
+            "put other JSON values into the notes"
         )
     check_unmasked(f"tree{keystr(path)}", leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def check_whole(path, content, like) -> None:
-    """Refuse a checkpoint that is not of the same leaves."""
+    """Refuse a checkpoint whose leaves are not the same."""
     found, expected = content["shapes"], shapes(like)
     for name in [*expected, *found]:
         if found.get(name) != expected.get(name):
@@ -115,9 +115,9 @@ def check_whole(path, content, like) -> None:
 
 
 def check_part(path, content, like) -> None:
-    """Refuse a checkpoint that has not all of the leaves."""
+    """Refuse a checkpoint that does not have all of the leaves."""
     if "parts" not in content:
-        raise ValueError(f"{path}: of an older version, whose checkpoints are restored whole")
+        raise ValueError(f"{path}: of an older version, whose checkpoints can only be restored whole")
     found = dict(zip(content["parts"], content["shapes"].values(), strict=True))
     for name, expected in zip(named(like), shapes(like).values(), strict=True):
         if found.get(name) != expected:

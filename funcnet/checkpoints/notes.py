@@ -1,4 +1,4 @@
-"""All of a checkpoint that is not an array: text in JSON, sealed by its hash."""
+"""The content of a checkpoint except its arrays: JSON text with its hash."""
 
 import hashlib
 import json
@@ -9,17 +9,17 @@ from funcnet.extras import import_extra
 
 
 def check_notes(value: Any, where: str = "notes") -> None:
-    """Refuse what JSON would take, and give back as something else."""
+    """Refuse values that JSON accepts, but returns as something else."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"{where} has the key {key!r}, expected text: JSON would make it that")
+                raise ValueError(f"{where} has the key {key!r}, expected text: JSON would convert it")
             check_notes(inner, f"{where}[{key!r}]")
     elif isinstance(value, list):
         for place, inner in enumerate(value):
             check_notes(inner, f"{where}[{place}]")
     elif isinstance(value, tuple):
-        raise ValueError(f"{where} is the tuple {value!r:.80}, which would come back as a list: expected a list")
+        raise ValueError(f"{where} is the tuple {value!r:.80}, which JSON would convert to a list: expected a list")
 
 
 def sealed(content: str) -> dict[str, str]:
@@ -28,7 +28,7 @@ def sealed(content: str) -> dict[str, str]:
 
 
 def unsealed(manager, number) -> dict[str, Any]:
-    """All that is not an array, if it is what was written."""
+    """The content except the arrays, checked to be unchanged."""
     ocp = import_extra("orbax.checkpoint")
     with quiet_stderr():
         found = manager.restore(number, args=ocp.args.Composite(sealed=ocp.args.JsonRestore())).sealed

@@ -1,6 +1,6 @@
-"""Data sets as plain NumPy arrays: MNIST, Fashion-MNIST, the digits bundled with scikit-learn, and one's own.
+"""Data sets as plain NumPy arrays: MNIST, Fashion-MNIST, the digits bundled with scikit-learn, and your own.
 
-Every file is checked before it is believed: the header against the length, and the content of known ones by its hash.
+Every file is checked before it is used: the header against the length, and the content of known files by its hash.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ MIRRORS = (
 class _MnistFile(NamedTuple):
     name: str  # without .gz
     gz_sha256: str  # of the file that the mirrors serve
-    sha256: str  # of its content: this one decides, since re-gzipped copies exist
+    sha256: str  # of its content: this hash decides, since re-gzipped copies exist
 
 
 _MNIST = {
@@ -65,7 +65,7 @@ _MNIST = {
 }
 
 
-# Of Zalando Research; its README and torchvision publish these files' hashes in MD5, others both kinds side by side.
+# By Zalando Research. Its README and torchvision publish MD5 hashes of these files, others publish both kinds.
 FASHION_MIRRORS = (
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -100,29 +100,29 @@ FASHION_MNIST_NAMES = (
 
 
 class MnistNotFoundError(FileNotFoundError):
-    """MNIST, or Fashion-MNIST, is not where it should be, nor to be had from a mirror; says where was looked."""
+    """MNIST, or Fashion-MNIST, was not found and not downloaded; the message lists the places that were tried."""
 
 
 def load_mnist(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """The MNIST database of handwritten digits: 60,000 training and 10,000 test images of 28 x 28 pixels.
 
-    Looks for the four files in `data_dir`, if that is given. Otherwise in the folder that the environment variable
-    `FUNCNET_DATA` names (a warning says if that is none), then in the user's cache; what it does not find it downloads
-    into the cache, from the next mirror where one fails. Files may be gzipped or not, and named as archivers, Kaggle
-    and torchvision name them: `train-images.idx3-ubyte`, each in a folder of its own name, all in `MNIST/raw`. LeCun,
-    Bottou, Bengio and Haffner, Proceedings of the IEEE, 1998.
+    If `data_dir` is given, the four files must be in it. Otherwise they are looked for in the folder in the environment
+    variable `FUNCNET_DATA` (with a warning if there is no such folder), then in the user's cache. Missing files are
+    downloaded into the cache; if a mirror fails, the next one is tried. Files may be gzipped or not, and have the names
+    that archivers, Kaggle and torchvision give them: `train-images.idx3-ubyte`, each in a folder of the same name, all
+    in `MNIST/raw`. LeCun, Bottou, Bengio and Haffner, Proceedings of the IEEE, 1998.
 
     Args:
-      data_dir: the folder that holds the files.
+      data_dir: the folder with the files.
 
     Returns:
       uint8 images `(N, 784)` and int32 labels `(N,)`.
 
     Raises:
-      MnistNotFoundError: a file is not in the folder that was given; or it is nowhere and no mirror gives it; names the
-        paths, URLs and hashes tried.
-      ValueError: a file is there but its content is not MNIST's; names the file and both hashes.
-      ImportError: a download is needed and pooch is not installed; names the extra that brings it.
+      MnistNotFoundError: a file is not in the given folder; or it was not found and all mirrors failed. The message
+        names the paths, URLs and hashes tried.
+      ValueError: the content of a file is not MNIST's; the message names the file and both hashes.
+      ImportError: a download is needed and pooch is not installed; the message names the extra to install.
     """
     return _load(_Known("MNIST", "mnist", ("MNIST/raw", "mnist"), _MNIST, MIRRORS), data_dir)
 
@@ -130,11 +130,11 @@ def load_mnist(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
 def load_fashion_mnist(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Fashion-MNIST: articles of clothing in the form of MNIST, and under the same file names.
 
-    Found or downloaded as `load_mnist` does it, in `FashionMNIST/raw` and the like; told from MNIST by its hashes. The
-    classes are called `FASHION_MNIST_NAMES`. Xiao, Rasul and Vollgraf, arXiv:1708.07747, 2017.
+    Found or downloaded as by `load_mnist`, also in `FashionMNIST/raw` and similar folders; hashes tell it from MNIST.
+    The names of the classes are `FASHION_MNIST_NAMES`. Xiao, Rasul and Vollgraf, arXiv:1708.07747, 2017.
 
     Args:
-      data_dir: the folder that holds the files.
+      data_dir: the folder with the files.
 
     Returns:
       uint8 images `(N, 784)` and int32 labels `(N,)`.
@@ -149,14 +149,14 @@ def load_fashion_mnist(data_dir: str | os.PathLike[str] | None = None) -> Datase
 def load_digits() -> Dataset:
     """The digits bundled with scikit-learn: 1,797 images of 8 x 8 pixels, no download; a fifth is for testing.
 
-    The test set of Alpaydin and Kaynak's Optical Recognition of Handwritten Digits, UCI, 1998. Pixels come as 0 to 16
-    and are stretched to 0 to 255, so that they convert as MNIST's do. The split is fixed and random.
+    The test set of Alpaydin and Kaynak's Optical Recognition of Handwritten Digits, UCI, 1998. Pixels from 0 to 16 are
+    scaled to 0 to 255, as in MNIST. The split is random, and always the same.
 
     Returns:
       uint8 images `(N, 64)` and int32 labels `(N,)`: 1,437 for training, 360 for testing.
 
     Raises:
-      ImportError: scikit-learn is not installed; names the extra that brings it.
+      ImportError: scikit-learn is not installed; the message names the extra to install.
 
     >>> (x, y), (x_test, y_test) = load_digits()
     >>> x.shape, x.dtype, y.shape, x_test.shape
@@ -169,11 +169,11 @@ def load_digits() -> Dataset:
 
 
 class _Known(NamedTuple):
-    """A data set that is known by its hashes."""
+    """A data set with known hashes."""
 
     title: str
     cache: str  # its folder in the user's cache
-    places: tuple[str, ...]  # where in a folder it may be
+    places: tuple[str, ...]  # subfolders in which it may be
     files: dict[str, _MnistFile]
     mirrors: tuple[str, ...]
 
@@ -189,19 +189,20 @@ def _load(known: _Known, data_dir) -> Dataset:
 
 
 def _read(known: _Known, file: _MnistFile, data_dir) -> np.ndarray:
-    """A file's array: of the folder that is named, or of any other place."""
+    """A file's array, from the given folder, or else from any of the usual places."""
     if data_dir is not None:
         folder = as_path(data_dir)
         if (path := _find(known, file, folder)) is None:
             what = f"no {file.name}[.gz] in {folder}" if folder.is_dir() else f"there is no folder {folder}"
-            raise MnistNotFoundError(f"{known.title}: {what}; where no folder is named, others are looked in")
+            raise MnistNotFoundError(f"{known.title}: {what}; without a folder, other places are tried")
         return _believed(known, file, path)
     tried = []
     if os.environ.get("FUNCNET_DATA"):
         folder = as_path(os.environ["FUNCNET_DATA"])
         if not folder.is_dir():
             warnings.warn(
-                f"FUNCNET_DATA is {folder}, which is no folder: {known.title} is looked for elsewhere", stacklevel=5
+                f"FUNCNET_DATA is {folder}, which is not a folder: other places are tried for {known.title}",
+                stacklevel=5,
             )
         path = _find(known, file, folder)
         if path is not None and (array := _believed(known, file, path, others_pass=True)) is not None:
@@ -216,7 +217,7 @@ def _find(known: _Known, file: _MnistFile, folder: Path) -> Path | None:
 
 
 def _believed(known: _Known, file: _MnistFile, path: Path, others_pass: bool = False) -> Any:
-    """The array, if its hash is that of the file; `None`, if it is the other data set's and that may pass."""
+    """The array, if its hash is correct; `None` if it is of the other data set and `others_pass`."""
     array = read_idx(path, max_bytes=1 << 26)
     header = bytes((0, 0, 0x08, array.ndim)) + np.array(array.shape, ">u4").tobytes()
     got = hashlib.sha256(header + array.tobytes()).hexdigest() if array.dtype == np.uint8 else f"of {array.dtype} data"
@@ -238,12 +239,12 @@ def _cached_or_downloaded(known: _Known, file: _MnistFile, tried: list[str]) -> 
     cache = Path(pooch.os_cache("funcnet")) / known.cache
     tried = [*tried, f"no {file.name}[.gz] in {cache}"]
     if (cached := cache / f"{file.name}.gz").exists():
-        open_regular(cached).close()  # pooch would wait for a pipe
+        open_regular(cached).close()  # pooch would wait for ever on a pipe
     for mirror in known.mirrors:
         url = f"{mirror}{file.name}.gz"
-        try:  # looks into the cache first; writes to a temporary file, checks the hash, then moves it in place
+        try:  # looks in the cache first; downloads to a temporary file, checks the hash, then moves the file
             return Path(pooch.retrieve(url, file.gz_sha256, fname=f"{file.name}.gz", path=cache, progressbar=False))
-        except Exception as error:  # whatever a network or a mirror can do: the next mirror may do better
+        except Exception as error:  # any error of a network or mirror: try the next mirror
             tried.append(f"{url}: {type(error).__name__}: {error}"[:300])
     tried.append(f"expected sha256 {file.gz_sha256} (gzipped), {file.sha256} (unpacked)")
     raise MnistNotFoundError(f"{known.title} was neither found nor downloaded:\n  " + "\n  ".join(tried))

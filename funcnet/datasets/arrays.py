@@ -1,4 +1,4 @@
-"""Arrays as a data set: inputs and labels as people have them, checked and made what training takes."""
+"""A data set from arrays: inputs and labels in the usual forms, checked and converted for training."""
 
 from math import prod
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from funcnet.arguments import check_unmasked
 
-# As pandas and spreadsheets write that there is no label; not `none` in small letters, which may well be a class.
+# How pandas and spreadsheets write a missing label; not `none` in lower case, which may be a class.
 _MISSING = ["", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "#NA", "N/A", "#N/A", "n/a", "<NA>", "NaT", "null", "NULL",
             "None"]  # fmt: skip
 
@@ -25,12 +25,12 @@ class Dataset(NamedTuple):
 def from_arrays(
     x: ArrayLike, y: ArrayLike, x_test: ArrayLike | None = None, y_test: ArrayLike | None = None
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """A data set of arrays, with the names of its classes. Where there is no test part, a random fifth becomes it.
+    """A data set from arrays, with the names of its classes. Without a test part, a random fifth is used for the test.
 
-    The split is fixed. Labels are numbers from 0 or, in sorted order, text, less the space around it; or booleans,
-    whole floats, `(N, 1)`, or one-hot rows. How many classes there are is decided by both parts together. Pixels from 0
-    to 255 stay uint8, or become it if they are whole, and otherwise are divided by 255; they are told by a largest
-    value above 127. All other inputs become float32 as they are.
+    The split is always the same. Labels are numbers from 0; text, which is stripped and sorted; booleans; or whole
+    floats; as `(N,)`, `(N, 1)` or one-hot rows. Both parts together determine the number of classes. Inputs from 0 to
+    255 with a largest value above 127 are pixels: whole ones are kept as uint8, others are divided by 255. All other
+    inputs become float32, unscaled.
 
     Args:
       x: inputs `(N, ...)`, flattened.
@@ -42,15 +42,16 @@ def from_arrays(
       The data set, and a name for each class, as many as the network needs outputs.
 
     Raises:
-      ValueError: what cannot be trained on: objects, numbers that are not finite, masked entries, different lengths;
-        labels that are missing, fractions, negative, beyond 32 bits, or more than there are samples. Says what to do.
+      ValueError: the data cannot be used for training: objects, numbers that are not finite, masked entries, different
+        lengths; labels that are missing, fractions, negative, beyond 31 bits, or of more classes than there are samples
+        (and than 1,000). The message says what to do.
 
     >>> dataset, names = from_arrays(np.eye(6), ["no", "yes", "no"] * 2)
     >>> dataset.train[0].shape, dataset.train[1].dtype, len(dataset.test[1]), names
     ((5, 6), dtype('int32'), 1, ('no', 'yes'))
     """
     if (x_test is None) != (y_test is None):
-        raise ValueError("of x_test and y_test one is missing, expected both or none")
+        raise ValueError("x_test or y_test is missing, expected both or neither")
     parts = {"": (x, y)} if x_test is None else {"": (x, y), "_test": (x_test, y_test)}
     for part, pair in parts.items():
         for name, a in zip("xy", pair, strict=True):
@@ -59,13 +60,13 @@ def from_arrays(
     labels, names = _as_class_ids({f"y{part}": np.asarray(pair[1]) for part, pair in parts.items()})
     for x, y, part in zip(inputs, labels, parts, strict=True):
         if len(x) != len(y):
-            raise ValueError(f"x{part} has {len(x)} samples and y{part} {len(y)}, expected as many in both")
+            raise ValueError(f"x{part} has {len(x)} samples and y{part} {len(y)}, expected the same number")
     pairs = list(zip(inputs, labels, strict=True))
     return Dataset(*pairs) if x_test is not None else split(*pairs[0]), names
 
 
 def split(x: np.ndarray, y: np.ndarray, held_out: int | None = None) -> Dataset:
-    """Some samples for the test, by default a fifth, the rest for training; random, and always the same."""
+    """Some random samples for the test, by default a fifth, the rest for training; always the same split."""
     held_out = max(1, len(x) // 5) if held_out is None else held_out
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} sample, expected at least 2, one of them for the test")
@@ -74,17 +75,14 @@ def split(x: np.ndarray, y: np.ndarray, held_out: int | None = None) -> Dataset:
     return Dataset((x[train], y[train]), (x[test], y[test]))
 
 
-# Inputs.
-
-
 def _as_inputs(parts: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Each part flattened, and all of one kind: uint8, or float32."""
+    """The parts, flattened, all in one dtype: uint8 or float32."""
     for name, x in parts.items():
         if x.dtype.kind not in "buif":
             raise ValueError(f"{name} has dtype {x.dtype}, expected numbers")
         if x.ndim < 2 or x.size == 0:
             hint = f": {name}[:, None], if each sample is one number" if x.ndim == 1 else ""
-            raise ValueError(f"{name} has shape {x.shape}, expected (N, ...), a row for each sample{hint}")
+            raise ValueError(f"{name} has shape {x.shape}, expected (N, ...), one row per sample{hint}")
         if x.dtype.kind == "f" and not np.isfinite(x).all():
             first = tuple(np.argwhere(~np.isfinite(x))[0].tolist())
             raise ValueError(f"{name}[{', '.join(map(str, first))}] is {x[first]}, expected finite numbers")
@@ -99,15 +97,12 @@ def _as_inputs(parts: dict[str, np.ndarray]) -> list[np.ndarray]:
     pixels = low >= 0 and 127 < max(high) <= 255
     if (pixels and min(high) <= 1) or len({x.dtype == np.uint8 for x in flat}) > 1:
         told = " and ".join(f"{name} {x.dtype} up to {x.max():g}" for name, x in parts.items())
-        raise ValueError(f"{told}: expected both on one scale, and both uint8 or neither")
+        raise ValueError(f"{told}: expected the same scale, and both uint8 or neither")
     if pixels and all((x == np.round(x)).all() for x in flat):
         return [x.astype(np.uint8) for x in flat]
     if max(abs(low), *map(abs, high)) > float(np.finfo(np.float32).max):
         raise ValueError(f"{' and '.join(parts)}: beyond what float32 can hold; scale it first")
     return [x.astype(np.float32) / np.float32(255 if pixels else 1) for x in flat]
-
-
-# Labels.
 
 
 def _as_class_ids(parts: dict[str, np.ndarray]) -> tuple[list[np.ndarray], tuple[str, ...]]:
@@ -125,8 +120,8 @@ def _as_class_ids(parts: dict[str, np.ndarray]) -> tuple[list[np.ndarray], tuple
     samples, classes = sum(map(len, ids)), max(int(y.max()) for y in ids) + 1
     if classes > max(samples, 1000):
         raise ValueError(
-            f"{' and '.join(parts)}: class ids up to {classes - 1} of {samples} samples: are they values, or "
-            "identifiers? np.unique(y, return_inverse=True) makes labels class ids, counted from 0"
+            f"{' and '.join(parts)}: class ids up to {classes - 1} for {samples} samples: are they values, or "
+            "identifiers? np.unique(y, return_inverse=True) converts labels to class ids from 0"
         )
     widths = [y.shape[1] for y in parts.values() if y.ndim == 2 and y.shape[1] > 1]
     names = ("False", "True") if booleans else tuple(map(str, range(max([classes, *widths]))))
@@ -140,7 +135,7 @@ def _checked(parts, names):
 
 
 def _one_each(name, y) -> np.ndarray:
-    """`(N,)`: as it is, of `(N, 1)`, or of one-hot rows."""
+    """The labels as `(N,)`, from `(N,)`, `(N, 1)` or one-hot rows."""
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim == 2 and y.size and y.dtype.kind in "buif":
@@ -150,13 +145,13 @@ def _one_each(name, y) -> np.ndarray:
             )
         return y.argmax(1)
     if y.ndim != 1 or not y.size:
-        raise ValueError(f"{name} has shape {y.shape}, expected (N,), a label for each sample")
+        raise ValueError(f"{name} has shape {y.shape}, expected (N,), one label per sample")
     return y
 
 
 def _as_text(name, y) -> np.ndarray:
-    """The labels without the space around them, if there is one for each sample."""
-    objects = y.dtype.kind in "OT"  # T: of variable length, with an object where one is missing
+    """The labels, stripped and checked that none is missing."""
+    objects = y.dtype.kind in "OT"  # T: of variable length, with an object for a missing label
     if objects and (odd := [v for v in y.tolist() if not isinstance(v, str) and str(v) not in _MISSING]):
         raise ValueError(
             f"{name} holds Python objects such as {odd[0]!r:.40}, expected numbers or text: {name}.astype(int), "
@@ -167,22 +162,22 @@ def _as_text(name, y) -> np.ndarray:
     if (missing := np.isin(text, _MISSING)).any():
         first = int(np.argmax(missing))
         raise ValueError(
-            f"{name}[{first}] is {text[first] or 'empty'}, expected a label for each sample: drop those without, or "
-            "call a class of that name something else"
+            f"{name}[{first}] is {text[first] or 'empty'}, expected a label for each sample: drop samples without "
+            "one, or rename a class with this name"
         )
     return text
 
 
 def _as_ids(name, y) -> np.ndarray:
-    """Whole numbers from 0, of at most 31 bits: JAX would cut off the rest without a word."""
+    """Whole numbers from 0, of at most 31 bits: JAX would silently cut off the rest."""
     if y.dtype.kind not in "buif":
         raise ValueError(f"{name} has dtype {y.dtype}, expected numbers or text")
     for bad, why in (
         (~np.isfinite(y) if y.dtype.kind == "f" else np.zeros(len(y), bool), "a label"),
         (y != np.round(y) if y.dtype.kind == "f" else np.zeros(len(y), bool),
-         "a whole number, since labels say which class; a regression takes its targets as they are"),
-        (y < 0, "a number from 0: np.unique(y, return_inverse=True) makes any labels class ids"),
-        (y >= 2**31, "one of at most 31 bits: of more, JAX keeps 32, and takes 4294967296 for 0"),
+         "a whole number, since labels are class ids; for regression, pass the targets directly to training"),
+        (y < 0, "a number from 0: np.unique(y, return_inverse=True) converts any labels to class ids"),
+        (y >= 2**31, "one of at most 31 bits: JAX cuts off the rest, and reads 4294967296 as 0"),
     ):  # fmt: skip
         if bad.any():
             first = int(np.argmax(bad))

@@ -1,4 +1,4 @@
-"""The IDX format, and files in it under the names that people have them under."""
+"""The IDX format, and the names under which its files are found."""
 
 import gzip
 import os
@@ -19,19 +19,19 @@ def read_idx(path: str | os.PathLike[str], *, max_bytes: int = 1 << 30) -> np.nd
     """Read an array of any rank and dtype from a file in the IDX format, gzipped or plain.
 
     The format: two zero bytes, a dtype code, the rank, the sizes as big-endian uint32, the big-endian data. LeCun,
-    Cortes and Burges, The MNIST database. Whether a file is gzipped is read from its first bytes, not from its name.
+    Cortes and Burges, The MNIST database. The first bytes of the file tell whether it is gzipped, not its name.
 
     Args:
       path: the file.
-      max_bytes: the most data to accept. What is unpacked is never more than the header announces, and one byte.
+      max_bytes: the largest size of the data. At most one byte more than the header announces is unpacked.
 
     Returns:
       A new, writable array in the machine's byte order.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not a regular file, not an IDX file, is cut short, goes on too long, is too large, or its gzip
-        is corrupt; names the file, what was found and what was expected.
+      ValueError: it is not a regular file or not an IDX file, is too short, too long or too large, or its gzip stream
+        is corrupt; the message names the file, what was found and what was expected.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "idx"
@@ -64,7 +64,7 @@ def _parse_idx(file: BinaryIO | gzip.GzipFile, path, max_bytes: int) -> np.ndarr
         raise ValueError(f"{path}: cut short inside the header: {len(header)} bytes of sizes, expected {4 * rank}")
     shape = tuple(np.frombuffer(header, ">u4").tolist())
     expected = prod(shape) * dtype.itemsize
-    if prod(max(n, 1) for n in shape) * dtype.itemsize > max_bytes:  # also (0, 2^32, 2^32), of no bytes at all
+    if prod(max(n, 1) for n in shape) * dtype.itemsize > max_bytes:  # also for (0, 2^32, 2^32), which has no bytes
         raise ValueError(
             f"{path}: the header announces {dtype.name} {shape}, expected at most {max_bytes:,} "
             f"bytes; raise max_bytes if you trust it"
@@ -78,14 +78,14 @@ def _parse_idx(file: BinaryIO | gzip.GzipFile, path, max_bytes: int) -> np.ndarr
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-# A part of a data set: "-images.idx3-ubyte" is what 7-Zip makes of "-images-idx3-ubyte.gz".
+# A part of a data set: 7-Zip unpacks "-images-idx3-ubyte.gz" as "-images.idx3-ubyte".
 _FILE = re.compile(r"(?P<prefix>|.+(?=-))-?(?P<part>train|t10k|test)-(?P<kind>images|labels)[-.]idx[13]-ubyte(\.gz)?")
 
 
 def find(folder: Path, name: str) -> Path | None:
-    """The file of this name, as `train-images-idx3-ubyte`, or as archivers, Kaggle and torchvision leave it.
+    """The file of this name, e.g. `train-images-idx3-ubyte`, as archivers, Kaggle and torchvision store it.
 
-    Gzipped or not, with `.idx` for `-idx`, and in a folder of its own name.
+    It may be gzipped, have `.idx` for `-idx`, and be in a folder of the same name.
     """
     dotted = name.replace("-idx", ".idx")
     names = [f"{stem}{ending}" for stem in (name, dotted) for ending in (".gz", "")]
@@ -94,10 +94,10 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 def find_parts(folder: Path, prefix: str) -> tuple[str, dict[str, tuple[Path, Path]]]:
-    """Images and labels of `train` and `test` among the IDX files of which the names begin so, and how these begin.
+    """The prefix of the IDX files whose names begin with `prefix`, and their images and labels of `train` and `test`.
 
     Raises:
-      ValueError: the files are of several data sets, or one of a pair is missing.
+      ValueError: the files are of several data sets, or one file of a pair is missing.
     """
     found = [match for entry in sorted(folder.iterdir()) if (match := _FILE.fullmatch(entry.name))]
     prefixes = {match["prefix"] for match in found if match["prefix"].startswith(prefix)}

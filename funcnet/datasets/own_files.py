@@ -1,4 +1,4 @@
-"""One's own data set from files: NumPy's, and any in the IDX format."""
+"""Your own data set from files: NumPy, CSV and IDX."""
 
 import csv
 import errno
@@ -25,30 +25,30 @@ _NAMES = ("x", "y"), ("x_train", "y_train", "x_test", "y_test")
 
 
 def load_arrays(path: str | os.PathLike[str], *, max_bytes: int = 1 << 32) -> tuple[Dataset, tuple[str, ...]]:
-    """A data set of one's own, with the names of its classes: `from_arrays` of what is in files.
+    """Your own data set from files, with the names of its classes; see `from_arrays` for the arrays.
 
     - `FILE.npz` with the arrays `x` and `y`, or `x_train`, `y_train`, `x_test` and `y_test`;
     - a folder with these as `x.npy` and `y.npy`, and so on;
     - `FILE.csv` with a first line of names, one of them `label`, `class`, `target` or `y`, as Kaggle has MNIST;
     - a folder with four IDX files, under names such as `train-images-idx3-ubyte.gz` or `train-images.idx3-ubyte`, as
-      MNIST, Fashion-MNIST, KMNIST and EMNIST come in; `FOLDER/emnist-letters` picks the files of which the names begin
-      so. EMNIST's images are transposed, by that name, and made upright; its letters, which count from 1, get the class
-      ids 0 to 25 and the names a to z.
+      for MNIST, Fashion-MNIST, KMNIST and EMNIST; `FOLDER/emnist-letters` selects the files whose names begin with
+      `emnist-letters`. The images of EMNIST (files with this name) are stored transposed, and are transposed back; its
+      letters, which count from 1, get the class ids 0 to 25 and the names a to z.
 
     Nothing is unpickled. LeCun, Cortes and Burges, The MNIST database; Cohen, Afshar, Tapson and van Schaik, EMNIST,
     2017.
 
     Args:
       path: the file or the folder.
-      max_bytes: the most that the arrays may take together.
+      max_bytes: the largest size of all arrays together.
 
     Returns:
       The data set, and a name for each class, as many as the network needs outputs.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no such file or folder, holds other arrays, or too large ones, or Python objects; or what
-        `from_arrays` raises.
+      ValueError: it is not such a file or folder, or holds other arrays, too large ones, or Python objects; also as in
+        `from_arrays`.
 
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/mine.npz"
@@ -71,10 +71,10 @@ def load_arrays(path: str | os.PathLike[str], *, max_bytes: int = 1 << 32) -> tu
         elif not os.path.lexists(path) and path.parent.is_dir():
             return _from_idx(path.parent, path.name, max_bytes)
         else:
-            open_regular(path).close()  # says what is the matter with a path that is none
+            open_regular(path).close()  # raises if the path is not a file
             raise ValueError(
-                "expected a .npz or .csv file, or a folder of .npy or IDX files; what another library reads, "
-                "np.savez(FILE, x=x, y=y) writes, and from_arrays(x, y) takes at once"
+                "expected a .npz or .csv file, or a folder of .npy or IDX files; read other files by their own "
+                "library, and pass the arrays to from_arrays(x, y), or save them by np.savez(FILE, x=x, y=y)"
             )
         return from_arrays(*(arrays[name] for names in _NAMES for name in names if name in arrays))
     except ValueError as error:
@@ -82,7 +82,7 @@ def load_arrays(path: str | os.PathLike[str], *, max_bytes: int = 1 << 32) -> tu
 
 
 def _expected(names: Sequence[str]) -> Sequence[str]:
-    """The names, if they are those of a data set."""
+    """The names, checked to be those of a data set."""
     if {*names} not in ({*_NAMES[0]}, {*_NAMES[1]}, {*_NAMES[1][:2]}):
         raise ValueError(
             f"holds the arrays {sorted(names)}, expected x and y, or x_train, y_train, x_test and y_test, and no others"
@@ -110,18 +110,21 @@ def _read_npy(path, max_bytes) -> np.ndarray:
 
 @contextmanager
 def _whole(kind):
-    """What a damaged file makes of an attempt to read it, as one kind of error."""
+    """Raise any error of a damaged file as a `ValueError`."""
     try:
         yield
     except Exception as error:
-        of_the_system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # a wrong place in it
+        of_the_system = isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.EINVAL,
+        )  # EINVAL: a bad seek
         if of_the_system or isinstance(error, (ValueError, MemoryError)):
             raise
         raise ValueError(f"not a whole {kind} file: {type(error).__name__}: {error}") from error
 
 
 def _read(name, opened, max_bytes) -> np.ndarray:
-    """An array in NumPy's format, after a look at its header."""
+    """An array in NumPy's format; its header is checked first."""
     with opened() as file:
         version = np.lib.format.read_magic(file)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -129,7 +132,7 @@ def _read(name, opened, max_bytes) -> np.ndarray:
             raise ValueError(f"{name} is in version {version} of NumPy's format, expected a plain array")
         shape, _, dtype = header[version](file)
     if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects, which would have to run to be read: save numbers or text")
+        raise ValueError(f"{name} holds Python objects, and reading them could run code: save numbers or text")
     if prod(max(n, 1) for n in shape) * dtype.itemsize > max_bytes:
         raise ValueError(
             f"{name}: the header announces {dtype} {shape}, expected at most {max_bytes:,} bytes in all; raise "
@@ -138,7 +141,7 @@ def _read(name, opened, max_bytes) -> np.ndarray:
     with opened() as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         if file.read(1):
-            raise ValueError(f"{name}: goes on after the array that its header announces")
+            raise ValueError(f"{name}: has more data than its header announces")
     return array
 
 
@@ -151,14 +154,14 @@ def _read_csv(path, max_bytes) -> dict[str, np.ndarray]:
         if len(labels) != 1 or len(names) < 2:
             raise ValueError(
                 f"the first line is {', '.join(names)!r:.80}, expected names of columns, one of them "
-                f"{', '.join(_LABEL)}; np.loadtxt reads other files, and from_arrays(x, y) takes what it read"
+                f"{', '.join(_LABEL)}; read other files by np.loadtxt, and pass the arrays to from_arrays(x, y)"
             )
         stripped = [name.strip() for name in names]
         for place, name in enumerate(stripped):
             if re.fullmatch(r"|Unnamed: \d+", name):
                 raise ValueError(
                     f"column {place + 1} of the first line is {name!r}, expected a name: was the table written with "
-                    "its index? DataFrame.to_csv(path, index=False) leaves it out"
+                    "its index? DataFrame.to_csv(path, index=False) omits it"
                 )
             if name in stripped[:place]:
                 raise ValueError(f"the first line has {name!r} twice, expected another name for each column")
@@ -173,14 +176,14 @@ def _read_csv(path, max_bytes) -> dict[str, np.ndarray]:
 
 
 def _column(file, place, width) -> np.ndarray:
-    """A column as text, if each row is as long as the first: `np.loadtxt` would not mind."""
+    """A column as text; it checks that all rows are as long as the first, which `np.loadtxt` does not."""
     file.seek(0)
     text, column = io.TextIOWrapper(file, "utf-8-sig", newline=""), []
     rows = csv.reader(text)
     try:
         for row in rows:
-            if len(row) not in (0, width):  # an empty line is none
-                hint = ": decimal commas are points here, and text with commas is in quotation marks"
+            if len(row) not in (0, width):  # an empty line is not a row
+                hint = ": write decimal points, not commas, and text with commas in quotation marks"
                 raise ValueError(
                     f"line {rows.line_num}: the number of fields is {len(row)}, expected {width} as in the first line"
                     f"{hint if len(row) > width else ''}"
@@ -188,24 +191,24 @@ def _column(file, place, width) -> np.ndarray:
             column += row[place : place + 1]
     except csv.Error as error:
         raise ValueError(f"line {rows.line_num}: {error}") from error
-    text.detach()  # or it would close the file
+    text.detach()  # otherwise it would close the file
     return np.array(column[1:])
 
 
 def _is_number(text: str) -> bool:
     try:
-        return "_" not in text and bool(np.isfinite(float(text)))  # 1_0 is a number in Python alone
+        return "_" not in text and bool(np.isfinite(float(text)))  # 1_0 is a number only in Python
     except ValueError:
         return False
 
 
 def _from_idx(folder: Path, prefix: str, max_bytes) -> tuple[Dataset, tuple[str, ...]]:
     whose, parts = find_parts(folder, prefix)
-    if not parts and (folder / "raw").is_dir():  # as torchvision has them
+    if not parts and (folder / "raw").is_dir():  # as torchvision stores them
         whose, parts = find_parts(folder / "raw", prefix)
     if "train" not in parts:
         if prefix:
-            raise FileNotFoundError(f"{folder / prefix}: no such file or folder, and no IDX files' names begin so")
+            raise FileNotFoundError(f"{folder / prefix}: no such file or folder, and no IDX file's name begins with it")
         raise ValueError(f"{folder}: expected x.npy and y.npy, or IDX files such as train-images-idx3-ubyte.gz")
     letters = whose == "emnist-letters"
     arrays: list[Any] = []

@@ -1,7 +1,7 @@
-"""Networks of other libraries, in and out: PyTorch, scikit-learn, ONNX and StableHLO.
+"""Import and export of networks: PyTorch, scikit-learn, ONNX and StableHLO.
 
-What is exchanged is copied, never shared, and exact or refused: what comes in is compared, on random inputs, with
-what it was there, and a network that the other side cannot have is refused by name.
+Weights are copied, never shared. An import is compared with the original on random inputs, and an error is raised if
+they differ. A network that the other library does not have cannot be exported; the error names the part.
 """
 
 from funcnet.exchange.from_onnx import from_onnx

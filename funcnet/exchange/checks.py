@@ -1,4 +1,4 @@
-"""What every exchange asks: are these parameters, does the other side know them, does it compute the same."""
+"""Checks of every import and export: valid parameters, a network that both sides know, the same outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from funcnet.network import Network, Params
 
 
 def check_exported(params: Any, network: Any, *, exact: bool = True) -> None:
-    """Check what goes out: arrays of NumPy or JAX, a network of as many layers, and, if exact, no rounded products."""
+    """Check an export: NumPy or JAX arrays, a network of as many layers, and, if exact, no rounded products."""
     if isinstance(params, str):
         raise ValueError(f"params is the string {params!r:.80}, expected a list [(W, b), ...] of at least one layer")
     for l, layer in enumerate(params if isinstance(params, Sequence) else (), 1):
@@ -29,8 +29,8 @@ def check_exported(params: Any, network: Any, *, exact: bool = True) -> None:
             if not isinstance(leaf, (np.ndarray, jax.Array)):
                 kind = f"{type(leaf).__module__.partition('.')[0]}.{type(leaf).__name__}".removeprefix("builtins.")
                 raise ValueError(
-                    f"layer {l}: {name} is a {kind}, expected an array of JAX or NumPy: numpy.asarray(...) makes one, "
-                    "and from_torch, from_sklearn and from_onnx read whole networks"
+                    f"layer {l}: {name} is a {kind}, expected an array of JAX or NumPy: use numpy.asarray(...), "
+                    "or read a whole network by from_torch, from_sklearn or from_onnx"
                 )
             check_unmasked(f"layer {l}: {name}", leaf)
         if isinstance(layer, str):
@@ -40,25 +40,25 @@ def check_exported(params: Any, network: Any, *, exact: bool = True) -> None:
     network.activations(len(params))
     if exact and network.compute_dtype not in (None, computed_in(params).name):
         raise ValueError(
-            f"the network computes products in {network.compute_dtype}, which goes to no other library: "
-            "dataclasses.replace(network, compute_dtype=None) is the one that does not"
+            f"the network computes products in {network.compute_dtype}, which cannot be exported: pass "
+            "dataclasses.replace(network, compute_dtype=None)"
         )
 
 
 def check_read(params: Params, network: Network) -> None:
-    """Check what comes in: a chain of layers, and a network of as many that `predict` takes."""
+    """Check an import: a chain of layers, and a network of as many layers that `predict` accepts."""
     check_params(params)
     network.activations(len(params))
     check_meaning(network, params[-1][0].shape[1])
 
 
 def known(f: Activation, where: str, names: dict[str, Any], library: str) -> tuple[Any, float | None]:
-    """What a library calls a shipped activation, and its slope if it has one."""
+    """A library's name for a shipped activation, and its slope if it has one."""
     kind, _, slope = f.name.rstrip(")").partition("(")
     if kind not in names or not activations.is_shipped(f):
         raise ValueError(
-            f"{where}: the activation is {f.name}, of which {library} knows nothing; it knows "
-            f"{', '.join(names)}, as shipped"
+            f"{where}: the activation is {f.name}, which {library} does not have; expected one of the shipped "
+            f"{', '.join(names)}"
         )
     return names[kind], float(slope) if slope else None
 
@@ -72,20 +72,20 @@ def shipped(name: str) -> Activation | None:
 
 
 def read_network(layers: Sequence[Activation], **settings: Any) -> Network:
-    """The network of these activations, one for all hidden layers where they are the same."""
+    """The network of these activations, with one for all hidden layers if they are equal."""
     *hidden, output = layers
     return Network(tuple(hidden) if len(set(hidden)) > 1 else hidden[0] if hidden else relu, output, **settings)
 
 
 def random_inputs(n_in: int) -> np.ndarray:
-    """`(61, n_in)`, small and large: a prime number of rows, so that a reshape of them does not pass unseen."""
+    """`(61, n_in)`, small and large. The number of rows is prime, so that a reshape of them is noticed."""
     rng = np.random.default_rng(0)
     return rng.normal(size=(61, n_in)) * np.geomspace(0.1, 10, 61)[:, None]
 
 
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
-    """JAX in float64 and full precision, whatever it is set to."""
+    """JAX in float64 and full precision, whatever the settings are."""
     new = hasattr(jax, "enable_x64")
     enable_x64 = jax.enable_x64 if new else jax.experimental.enable_x64  # pyright: ignore[reportAttributeAccessIssue]
     with enable_x64(True), jax.default_matmul_precision("highest"):
@@ -93,7 +93,7 @@ def float64() -> Iterator[None]:
 
 
 def outputs(params: Params, network: Network, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What `forward` and `predict` give, in float64."""
+    """The results of `forward` and `predict`, in float64."""
     plain = replace(network, loss=squared_error, compute_dtype=None)
     with float64():
         wide = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf, np.float64)), params)
@@ -102,7 +102,7 @@ def outputs(params: Params, network: Network, x: np.ndarray) -> tuple[np.ndarray
 
 
 def largest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, of each row relative to its largest entry; NaN and infinity equal themselves."""
+    """The largest difference, in each row relative to its largest entry; equal NaNs and infinities do not differ."""
     if ours.shape != theirs.shape:
         return np.inf
     same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))

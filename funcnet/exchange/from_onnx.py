@@ -1,4 +1,4 @@
-"""ONNX, in: a chain of linear layers, compared with the model in onnx's own evaluator."""
+"""Import of ONNX: a chain of linear layers, compared with the model in onnx's own evaluator."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from funcnet.files import as_path
 from funcnet.network import Network, Params
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
-_LARGEST = 2**31  # bytes: what a protobuf, and so an ONNX file, can be
+_LARGEST = 2**31  # bytes: the limit of a protobuf, and so of an ONNX file
 
 
 def from_onnx(model: str | os.PathLike[str] | Any) -> tuple[Params, Network]:
     """The weights of an ONNX model of linear layers, and its network: `predict` computes what the model does.
 
     Layers are `Gemm`, or `MatMul` and `Add`, in a chain. An activation may be an operator or a formula: it is
-    recognized by its values. A softmax or sigmoid at the end goes into the loss, and so does a log-softmax, whose
-    exponential `predict` gives. A model without one gives values, and gets `squared_error`; if they are logits,
-    `dataclasses.replace(network, loss=...)` says so. A model that `to_onnx` wrote says what its network was.
+    recognized by its values. A softmax or sigmoid at the end becomes part of the loss; so does a log-softmax, and then
+    `predict` gives its exponential. Without one, the outputs count as values, and the loss is `squared_error`; if they
+    are logits, set the loss by `dataclasses.replace(network, loss=...)`. A model from `to_onnx` holds its network.
 
     Args:
-      model: the path of a file, or an `onnx.ModelProto`, `onnx.load(path)` say, which also reads weights that lie in
-        other files.
+      model: the path of a file, or an `onnx.ModelProto`, e.g. from `onnx.load(path)`, which also reads weights in
+        separate files.
 
     Returns:
-      `[(W, b), ...]` in the dtype that they have there, and the `Network`.
+      `[(W, b), ...]` in the dtype of the model, and the `Network`.
 
     Raises:
-      ValueError: no ONNX model; or one that is something else than linear layers and activations, named, or computes
-        something else than they do, on random inputs in onnx's own evaluator; or one of which the loss is not for such
-        outputs. Weights are float64 and `jax_enable_x64` is not set.
+      ValueError: it is not an ONNX model; it has other nodes than linear layers and activations (the message names the
+        node), or on random inputs, in onnx's own evaluator, gives other outputs than these; or the loss does not fit
+        the outputs. Or weights are float64 and `jax_enable_x64` is not set.
       OSError: the file cannot be read.
       ImportError: onnx is not installed.
 
@@ -64,7 +64,7 @@ def from_onnx(model: str | os.PathLike[str] | Any) -> tuple[Params, Network]:
 
 
 def _loaded(onnx, model) -> tuple[Any, str]:
-    """The model, checked, and what to call it."""
+    """The model, checked, and its name for messages."""
     name = "the model"
     if isinstance(model, (str, os.PathLike)):
         path = as_path(model)
@@ -76,17 +76,17 @@ def _loaded(onnx, model) -> tuple[Any, str]:
         data, model = path.read_bytes(), onnx.ModelProto()
         try:
             model.ParseFromString(data)
-        except Exception as error:  # protobuf has several
+        except Exception as error:  # protobuf raises several kinds
             raise ValueError(f"{name}: not a whole ONNX file: {error}") from error
     if not isinstance(model, onnx.ModelProto):
         raise ValueError(
             f"model is {model!r:.80} of type {type(model).__name__}, expected a path or an onnx.ModelProto"
         )
     if not model.graph.node:
-        raise ValueError(f"{name}: not an ONNX file, or one of an empty model")
+        raise ValueError(f"{name}: not an ONNX file, or its model is empty")
     tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
-        raise ValueError(f"{name}: its weights lie in other files: from_onnx(onnx.load(path)) reads them, too")
+        raise ValueError(f"{name}: its weights are in other files: read them, too, by from_onnx(onnx.load(path))")
     try:
         onnx.checker.check_model(model)
         return onnx.inliner.inline_local_functions(model) if model.functions else model, name
@@ -135,22 +135,22 @@ def _exact(a: np.ndarray) -> jax.Array:
 
 
 def _output(model, known) -> tuple[str, Values]:
-    """The one output that is a network's; a classifier of scikit-learn has others beside it."""
+    """The one output of the network; a classifier of scikit-learn has other outputs, too."""
     outs = {value.name: known[value.name] for value in model.graph.output if value.name in known}
     good = {name: values for name, values in outs.items() if values.layers and not values.odd}
     if len(good) > 1:
-        raise ValueError(f"it has several outputs, {', '.join(good)}: onnx.utils.extract_model takes one of them out")
+        raise ValueError(f"it has several outputs, {', '.join(good)}: take one by onnx.utils.extract_model")
     if not good:
         odd = next((values.odd for values in outs.values() if values.odd), "no output has a layer before it")
         raise ValueError(
-            f"{odd}, expected layers, Gemm or MatMul and Add with weights that are constants, each followed by at most "
-            "one activation that is shipped, and a Softmax or Sigmoid at the end"
+            f"{odd}, expected layers, Gemm or MatMul and Add with constant weights, each followed by at most one "
+            "shipped activation, and a Softmax or Sigmoid at the end"
         )
     return good.popitem()
 
 
 def _said(model) -> Network | None:
-    """The network that a model says it is, since `to_onnx` wrote it."""
+    """The network in the metadata of a model from `to_onnx`, or None."""
     text = next((entry.value for entry in model.metadata_props if entry.key == "funcnet"), None)
     try:
         said = json.loads(text or "")
@@ -162,7 +162,7 @@ def _said(model) -> Network | None:
 
 
 def _check_same(onnx, model, x_info, name, params, network, ending, constants) -> None:
-    """Refuse a model that does not compute what came of it."""
+    """Refuse a model that does not compute what the network read from it does."""
     x = _inputs(onnx, x_info.type.tensor_type, params[0][0].shape[0])
     nodes, needed = [], {name}
     for node in reversed(model.graph.node):
@@ -174,7 +174,7 @@ def _check_same(onnx, model, x_info, name, params, network, ending, constants) -
     theirs = np.exp(theirs) if ending == "LogSoftmax" else theirs
     _, p = outputs(params, network, x.reshape(len(theirs), -1).astype(np.float64))
     error, dtype = largest_error(p, theirs), params[0][0].dtype
-    if not error <= {2: 0.1, 4: 1e-4, 8: 1e-7}[dtype.itemsize]:  # theirs is rounded
+    if not error <= {2: 0.1, 4: 1e-4, 8: 1e-7}[dtype.itemsize]:  # theirs are rounded
         raise ValueError(
             f"on random inputs it gives other outputs than its layers, one after the other, with {network}: by "
             f"{error:.2g} of the largest"
@@ -189,10 +189,10 @@ def _inputs(onnx, kind, n_in: int) -> np.ndarray:
         raise ValueError(f"its input holds {dtype}, expected one of {', '.join(_DTYPES)}")
     batch, *shape = [dim.dim_value for dim in kind.shape.dim] or [0]
     if not all(shape):
-        shape = [n_in]  # some of it is open
+        shape = [n_in]  # a dimension is open
     if shape and prod(shape) != n_in:
         raise ValueError(
-            f"its input is (N, {', '.join(map(str, shape))}), expected {n_in} numbers per sample, as layer 1"
+            f"its input is (N, {', '.join(map(str, shape))}), expected {n_in} numbers per sample, as in layer 1"
         )
     x = random_inputs(n_in).astype(jnp.dtype(dtype))
     batch = batch if 0 < batch <= len(x) else len(x)

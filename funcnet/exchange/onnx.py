@@ -1,4 +1,4 @@
-"""ONNX, out: a file for any runtime, at the lowest operator set that has its operators."""
+"""Export to ONNX: a file for any runtime, at the lowest operator set that has its operators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from funcnet.losses import SHIPPED
 from funcnet.network import Network, Params
 from funcnet.table import count_parameters
 
-# What ONNX calls an activation, and its settings there; `None` is made of several operators, or of none.
+# ONNX's name for an activation, and its settings there; `None` if it takes several operators, or none.
 _ONNX = {"identity": None, "relu": ("Relu", {}), "leaky_relu": ("LeakyRelu", {}), "sigmoid": ("Sigmoid", {}),
          "tanh": ("Tanh", {}), "softplus": ("Softplus", {}), "elu": ("Elu", {}), "silu": None, "gelu": ("Gelu", {}),
          "gelu_tanh": ("Gelu", {"approximate": "tanh"})}  # fmt: skip
@@ -32,18 +32,18 @@ def to_onnx(
 ) -> None:
     """Write the network as an ONNX model that computes `predict`, `x (N, n_0) -> p (N, K)`, for any `N`.
 
-    Half-precision weights are written in float32, in which `predict` computes with them. The names of the activations
+    Half-precision weights are written in float32, the dtype in which `predict` computes. The names of the activations
     and of the loss are in the model's properties, where `from_onnx` finds them.
 
     Args:
-      path: the file; an older one is replaced.
+      path: the file; an existing one is replaced.
       params: the network, of less than 2 GB, the limit of the format.
-      network: its activations and loss are shipped ones.
+      network: its activations and loss must be shipped ones.
 
     Raises:
-      ValueError: an activation or the loss is not a shipped one, so ONNX's name for it is not known; the network rounds
-        the factors of its products, or has gelu in float64, for which ONNX Runtime has no operator.
-      OSError: the file cannot be written; what was there is left as it was.
+      ValueError: an activation or the loss is not a shipped one; the network rounds the factors of its products, or has
+        gelu in float64, for which ONNX Runtime has no operator.
+      OSError: the file cannot be written; an existing one is unchanged.
       ImportError: onnx is not installed.
 
     Open Neural Network Exchange, operator set 7, or 20 for gelu.
@@ -77,7 +77,7 @@ def to_onnx(
 
 
 class _Graph:
-    """Nodes and constants of a model that is being written; each has a name of its own."""
+    """Nodes and constants of a model that is being written; each has a unique name."""
 
     def __init__(self, onnx, dtype):
         self.onnx, self.dtype, self.nodes, self.constants = onnx, dtype, [], {}
@@ -93,7 +93,7 @@ class _Graph:
         return name
 
     def model(self, n_in: int, K: int):
-        """For opset 7, too, the IR version is 4, the first in which weights are not inputs as well."""
+        """The model. Its IR version is at least 4, also for opset 7: before, weights had to be inputs, too."""
         helper = self.onnx.helper
         opset, ir = (20, 9) if any(node.op_type == "Gelu" for node in self.nodes) else (7, 4)
         element = helper.np_dtype_to_tensor_dtype(self.dtype)
@@ -104,7 +104,7 @@ class _Graph:
 
 
 def _activated(add: Callable, constant: Callable, z: str, f: Activation, where: str, dtype: np.dtype) -> str:
-    """Add an activation, in float64 as a formula where ONNX Runtime has no operator, or one that rounds to float32."""
+    """Add an activation; in float64 as a formula, where ONNX Runtime has no operator or rounds to float32."""
     theirs, slope = known(f, where, _ONNX, "ONNX")
     if f.name == "silu":
         return add("Mul", z, add("Sigmoid", z))
@@ -128,13 +128,13 @@ def _formula(add: Callable, constant: Callable, z: str, f: Activation, where: st
         return add("Mul", add("Mul", constant(0.5), z), add("Add", t, constant(1)))
     if f.name == "softplus":  # max(z, 0) + log(1 + exp(-|z|))
         rest = add("Log", add("Add", add("Exp", add("Neg", add("Abs", z))), constant(1)))
-    else:  # of min(z, 0): its exponential less 1, or a part of it
+    else:  # elu, max(z, 0) + exp(min(z, 0)) - 1, or leaky_relu, max(z, 0) + slope min(z, 0)
         below = add("Neg", add("Relu", add("Neg", z)))
         rest = add("Sub", add("Exp", below), constant(1)) if slope is None else add("Mul", below, constant(slope))
     return add("Add", add("Relu", z), rest)
 
 
 def _described(network: Network) -> str:
-    """The names of what a network is made of, for `from_onnx`."""
+    """The names of a network's activations and loss, for `from_onnx`."""
     hidden = network.hidden.name if isinstance(network.hidden, Activation) else [f.name for f in network.hidden]
     return json.dumps({"hidden": hidden, "output": network.output.name, "loss": network.loss.name})

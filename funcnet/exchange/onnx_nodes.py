@@ -1,4 +1,4 @@
-"""The nodes of an ONNX model: which are layers, and what stands between those, recognized by its values."""
+"""The nodes of an ONNX model: which of them are layers, and which activations are between those, by their values."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from funcnet.exchange.checks import float64, read_network
 from funcnet.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 from funcnet.network import Network
 
-_PASSES = {"Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}  # numbers stay
-FOLDED = _PASSES | {"Constant", "Transpose"}  # done to constants beforehand
+_PASSES = {"Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}  # the numbers stay the same
+FOLDED = _PASSES | {"Constant", "Transpose"}  # computed beforehand for constants
 _ELEMENTWISE = {
     "Abs", "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "Greater", "GreaterOrEqual", "LeakyRelu", "Less",
     "LessOrEqual", "Log", "Max", "Min", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Sigmoid", "Softplus",
@@ -24,7 +24,7 @@ _ELEMENTWISE = {
 
 
 class Between(NamedTuple):
-    """What stands between two layers: the nodes, by number, from one tensor to another."""
+    """The nodes between two layers, by number, from one tensor to another."""
 
     start: str
     nodes: tuple[int, ...]
@@ -32,7 +32,7 @@ class Between(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A layer, and what stands before it."""
+    """A layer, and the nodes before it."""
 
     before: Between
     W: np.ndarray
@@ -40,16 +40,16 @@ class Layer(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What is known of a tensor that the input has a part in."""
+    """The known properties of a tensor that depends on the input."""
 
     layers: tuple[Layer, ...]
     since: Between  # since the last layer, or the model's input
-    ending: str = ""  # a softmax, after which there is nothing
-    odd: str = ""  # the first node that has no place in a network
+    ending: str = ""  # a softmax, after which nothing may follow
+    odd: str = ""  # the first node that a network cannot have
 
 
 def after_node(onnx, model, number, before: list[Values], constants) -> Values:
-    """What is known after a node of the graph."""
+    """The known properties after a node of the graph."""
     node = model.graph.node[number]
     values = max(before, key=lambda values: (bool(values.odd), len(values.layers)))
     if values.odd:
@@ -70,7 +70,7 @@ def after_node(onnx, model, number, before: list[Values], constants) -> Values:
         axis = _attributes(node).get("axis", 1 if opset < 13 else -1)
         if axis == -1 or axis + 1 == _rank(onnx, model, node.input[0]):
             return values._replace(ending=node.op_type)
-        return values._replace(odd=f"{_named(model, number)} over axis {axis}, which is not, or not for sure, the last")
+        return values._replace(odd=f"{_named(model, number)} over axis {axis}, which is not the last, or may not be")
     if node.op_type in ("Gemm", "MatMul"):
         linear = _linear(node, constants) if alone else None
         return odd if linear is None else Values((*values.layers, Layer(values.since, *linear)), Between(end, (), end))
@@ -85,7 +85,7 @@ def after_node(onnx, model, number, before: list[Values], constants) -> Values:
 
 
 def _rank(onnx, model, name) -> int | None:
-    """The rank of a tensor as it follows from what the model declares, if it does."""
+    """The rank of a tensor, if it follows from the declarations of the model, else None."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     types = [value.type.tensor_type for value in (*graph.input, *graph.value_info) if value.name == name]
     return len(types[0].shape.dim) if types and types[0].HasField("shape") else None
@@ -115,7 +115,7 @@ def _linear(node, constants) -> tuple[np.ndarray, np.ndarray | None] | None:
 
 
 def _bias(a: np.ndarray, n: int) -> np.ndarray | None:
-    """A bias of `n` numbers as an operator adds it, or None."""
+    """A bias of `n` numbers, broadcast as by an operator, or None."""
     return np.broadcast_to(a.reshape(-1), n) if a.shape in ((), (1,), (n,), (1, 1), (1, n)) else None
 
 
@@ -124,7 +124,7 @@ def _passes(model, between: Between) -> bool:
 
 
 def recognized(onnx, model, values: Values, constants) -> Network:
-    """The network of what stands between the layers."""
+    """The network of the activations between the layers."""
     first, *between = [layer.before for layer in values.layers]
     if not _passes(model, first):
         raise ValueError(f"{_named(model, first.nodes[0])} before the first layer, expected a layer")
@@ -143,7 +143,7 @@ def recognized(onnx, model, values: Values, constants) -> Network:
 
 
 def _function(onnx, model, part: Between, W, constants) -> Activation:
-    """The activation whose values are those of some nodes."""
+    """The activation with the same values as these nodes."""
     if _passes(model, part):
         return identity
     line = np.concatenate([np.linspace(-30, 30, 121), np.geomspace(1e-3, 1e6, 60), -np.geomspace(1e-3, 1e6, 60)])
@@ -153,7 +153,9 @@ def _function(onnx, model, part: Between, W, constants) -> Activation:
     (a,) = evaluated(onnx, model, nodes, wide | {part.start: z}, [part.end])
     candidates = [*activations.SHIPPED]
     if a.shape == z.shape and np.isfinite(slope := -float(a[z == -1].mean())):
-        candidates.append(leaky_relu(slope if W.dtype == np.float64 else float(str(np.float32(slope)))))  # 0.01 is 0.01
+        candidates.append(
+            leaky_relu(slope if W.dtype == np.float64 else float(str(np.float32(slope))))
+        )  # 0.01 stays 0.01
     with float64():
         errors = [_distance(np.asarray(f.fn(jnp.array(z))), a, z) for f in candidates]
     if not min(errors) <= 4 * max(float(jnp.finfo(W.dtype).eps), 1e-7):
@@ -166,7 +168,7 @@ def _function(onnx, model, part: Between, W, constants) -> Activation:
 
 
 def _distance(ours, theirs, z) -> float:
-    """The largest difference of two functions, relative to `z` where it is large; theirs may overflow there."""
+    """The largest difference of two functions, relative to `z` where `z` is large; theirs may overflow there."""
     if theirs.shape != z.shape:
         return np.inf
     there = np.isfinite(theirs) | (np.abs(z) < 80)

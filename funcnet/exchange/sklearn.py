@@ -17,7 +17,7 @@ from funcnet.extras import import_extra
 from funcnet.losses import SHIPPED, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 from funcnet.network import Network, Params
 
-# What scikit-learn calls an activation.
+# scikit-learn's name for an activation.
 _SKLEARN = {"identity": "identity", "relu": "relu", "sigmoid": "logistic", "tanh": "tanh"}
 
 
@@ -28,16 +28,16 @@ def from_sklearn(estimator: Any, *, dtype: DTypeLike = jnp.float32) -> tuple[Par
     output, the probability of the second class.
 
     Args:
-      estimator: fitted, by whatever solver, with early stopping or a warm start or without. Of a pipeline it is the
-        last step, and sees what the others make of the data.
-      dtype: what to round to; scikit-learn computes in the dtype of the data that it was fitted to, float64 mostly.
+      estimator: fitted, by any solver, with or without early stopping or a warm start. For a pipeline pass its last
+        step, and give the network the data that the other steps return.
+      dtype: the dtype to round to; scikit-learn computes in the dtype of the data it was fitted to, usually float64.
 
     Returns:
       `[(W, b), ...]`, copies, and the `Network`.
 
     Raises:
-      ValueError: it is not fitted, no such estimator, or one that predicts otherwise, also on random inputs (a Poisson
-        regression, a subclass); float64 is asked for and `jax_enable_x64` is not set, or no floating dtype.
+      ValueError: the estimator is not fitted or of another class, or predicts differently on random inputs (a Poisson
+        regression, a subclass); the dtype is not floating, or is float64 and `jax_enable_x64` is not set.
 
     >>> from sklearn.neural_network import MLPClassifier
     >>> from funcnet import predict
@@ -53,7 +53,7 @@ def from_sklearn(estimator: Any, *, dtype: DTypeLike = jnp.float32) -> tuple[Par
     if not hasattr(estimator, "coefs_") or out not in losses or hidden not in _SKLEARN.values():
         raise ValueError(
             f"estimator is {estimator!r} with hidden activation {hidden!r} and output {out!r}, expected a "
-            "fitted MLPClassifier, or MLPRegressor for the squared error; of a pipeline, its last step"
+            "fitted MLPClassifier, or MLPRegressor for the squared error; for a pipeline, its last step"
         )
     _check_dtype(dtype)
     name = next(name for name, theirs in _SKLEARN.items() if theirs == hidden)
@@ -64,23 +64,23 @@ def from_sklearn(estimator: Any, *, dtype: DTypeLike = jnp.float32) -> tuple[Par
 
 
 def to_sklearn(params: Params, network: Network = Network(), *, classes: ArrayLike | None = None) -> Any:
-    """A fitted scikit-learn estimator that predicts what `predict` does.
+    """A fitted scikit-learn estimator with the same predictions as `predict`.
 
-    It has no history, as if `partial_fit` were to be called for the first time, and goes on from these weights in
-    `partial_fit`, or in `fit` after `set_params(warm_start=True)`.
+    It has no training history. `partial_fit` continues from these weights, and so does `fit` after
+    `set_params(warm_start=True)`.
 
     Args:
       params: the network; its outputs are logits, or values. Half precision becomes float32.
-      network: relu, tanh, sigmoid or identity, one for all hidden layers, identity for the output; the loss
+      network: relu, tanh, sigmoid or identity, one for all hidden layers, and identity for the output; the loss
         `softmax_cross_entropy` (three classes or more), `sigmoid_cross_entropy` (two classes if there is one output,
-        else as many labels) or `squared_error` (an `MLPRegressor`).
-      classes: the labels that its `predict` gives, ascending; by default 0, 1, 2, ....
+        else one label per output) or `squared_error` (an `MLPRegressor`).
+      classes: the labels that its `predict` returns, ascending; by default 0, 1, 2, ....
 
     Returns:
-      An `MLPClassifier` or `MLPRegressor`, of the solver "sgd"; its weights are copies that may be written to.
+      An `MLPClassifier` or `MLPRegressor`, with the solver "sgd"; its weights are writable copies.
 
     Raises:
-      ValueError: scikit-learn has no such network; named.
+      ValueError: scikit-learn has no such network; the message says why.
       ImportError: scikit-learn is not installed.
 
     >>> import funcnet
@@ -98,7 +98,7 @@ def to_sklearn(params: Params, network: Network = Network(), *, classes: ArrayLi
     x = np.zeros((max(K, 2), params[0][0].shape[0]), dtype)
     if loss == squared_error:
         if classes is not None:
-            raise ValueError(f"classes are {classes}, but the loss is squared_error, a regression, which has none")
+            raise ValueError(f"classes are {classes}, expected none: the loss is squared_error, for regression")
         estimator = neural_network.MLPRegressor(**settings)
         estimator.partial_fit(x, np.zeros((len(x), K) if K > 1 else len(x)))
     elif loss in (softmax_cross_entropy, sigmoid_cross_entropy):
@@ -107,7 +107,7 @@ def to_sklearn(params: Params, network: Network = Network(), *, classes: ArrayLi
         estimator.partial_fit(x, y, classes=labels)
     else:
         raise ValueError(f"loss is {loss.name}, expected one of {', '.join(known.name for known in SHIPPED)}")
-    # The step above has made all the attributes; what it has learned and counted is taken back.
+    # `partial_fit` has made all the attributes; now undo what it has learned and counted.
     weights = [np.array(leaf, dtype) for leaf in jax.tree.leaves(params)]
     estimator.coefs_, estimator.intercepts_ = weights[0::2], weights[1::2]
     estimator._best_coefs, estimator._best_intercepts = ([w.copy() for w in weights[i::2]] for i in (0, 1))
@@ -118,11 +118,11 @@ def to_sklearn(params: Params, network: Network = Network(), *, classes: ArrayLi
 
 
 def _check_same(estimator, pairs, network) -> None:
-    """Refuse an estimator that does not predict what its weights say, before they are rounded."""
+    """Refuse an estimator whose predictions are not those of its weights, before these are rounded."""
     x = random_inputs(len(pairs[0][0]))
     method = "predict_proba" if hasattr(estimator, "predict_proba") else "predict"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that columns have no names, say
+        warnings.simplefilter("ignore")  # e.g. that columns have no names
         theirs = np.asarray(getattr(estimator, method)(x)).reshape(len(x), -1)
     p = outputs(pairs, network, x)[1]
     if p.shape[1] == 1 and method == "predict_proba":
@@ -130,8 +130,8 @@ def _check_same(estimator, pairs, network) -> None:
     error = largest_error(p, theirs)
     if not error <= 1e-7:
         raise ValueError(
-            f"estimator is {estimator!r}, whose {method} on random inputs gives something else than its weights with "
-            f"{network}: by {error:.2g} of the largest; expected an MLPClassifier or MLPRegressor that predicts as "
+            f"estimator is {estimator!r}, whose {method} on random inputs differs from that of its weights with "
+            f"{network} by {error:.2g} of the largest; expected an MLPClassifier or MLPRegressor that predicts as "
             "scikit-learn's own does"
         )
 
@@ -148,10 +148,12 @@ def _check_dtype(dtype) -> None:
 
 
 def _hidden(network, L) -> str:
-    """What scikit-learn calls the one activation of all hidden layers."""
+    """scikit-learn's name for the one activation of all hidden layers."""
     *layers, output = network.activations(L)
     if output != identity:
-        raise ValueError(f"the output activation is {output}, scikit-learn has none but its loss's own: take identity")
+        raise ValueError(
+            f"the output activation is {output}, expected identity: scikit-learn has only that of the loss"
+        )
     names = {known(f, f"layer {l}", _SKLEARN, "scikit-learn")[0] for l, f in enumerate(layers, 1)} or {"identity"}
     if len(names) > 1:
         raise ValueError(f"the hidden activations are {sorted(names)}, scikit-learn has one for all layers")
@@ -159,13 +161,15 @@ def _hidden(network, L) -> str:
 
 
 def _labels(K, loss, classes) -> tuple[np.ndarray, np.ndarray]:
-    """The classes of a classifier of `K` outputs, and targets from which scikit-learn sees what it is."""
-    several = loss == sigmoid_cross_entropy and K > 1  # labels, each of them there or not
+    """The classes of a classifier of `K` outputs, and targets from which scikit-learn infers the kind of problem."""
+    several = loss == sigmoid_cross_entropy and K > 1  # several labels, each true or not
     if loss == softmax_cross_entropy and K < 3:
         raise ValueError(f"softmax over {K} outputs: scikit-learn has one logistic output for two classes")
     classes = np.arange(max(K, 2)) if classes is None else np.asarray(classes)
     if classes.shape != (max(K, 2),) or not (classes[1:] > classes[:-1]).all():
         raise ValueError(f"classes are {classes}, expected {max(K, 2)}, ascending")
     if several and (classes != np.arange(K)).any():
-        raise ValueError(f"classes are {classes}, but with several labels at once scikit-learn has 0 to {K - 1}")
+        raise ValueError(
+            f"classes are {classes}, expected 0 to {K - 1}, which scikit-learn has for several labels at once"
+        )
     return classes, np.eye(K, dtype=int) if several else classes

@@ -20,12 +20,12 @@ def to_stablehlo(
     params: Params,
     network: Network = Network(),
 ) -> None:
-    """Write `predict` as a StableHLO program, its weights inside, for CPU, GPU and TPU and any batch size.
+    """Write `predict` as a StableHLO program with its weights, for CPU, GPU and TPU and any batch size.
 
-    `export.deserialize(bytearray(path.read_bytes())).call(x)`, after `from jax import export`, runs it without funcnet;
-    other runtimes read it, too.
+    Run it without funcnet by `export.deserialize(bytearray(path.read_bytes())).call(x)`, after `from jax import
+    export`. Other runtimes can read it, too.
 
-    Args and errors as in `to_onnx`, but any activation and any loss will do, and it is flatbuffers that is needed.
+    Args and errors as in `to_onnx`, except that it takes any activation and any loss, and needs flatbuffers, not onnx.
 
     >>> import tempfile, pathlib, funcnet
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "network"
@@ -35,7 +35,7 @@ def to_stablehlo(
     >>> bool(jnp.allclose(p, funcnet.predict(params, jnp.ones((7, 4)))))
     True
     """
-    import_extra("flatbuffers", "exchange")  # JAX writes programs with it, and would not name it
+    import_extra("flatbuffers", "exchange")  # JAX needs it to write programs, but does not name it
     check_exported(params, network, exact=False)
     (n,) = export.symbolic_shape("n")
     x = jax.ShapeDtypeStruct((n, params[0][0].shape[0]), jnp.promote_types(params[0][0].dtype, jnp.float32))

@@ -1,4 +1,4 @@
-"""PyTorch: a module is run and followed, operation by operation; a state dict is taken at its word."""
+"""PyTorch: a module is run and its operations are recorded; a state dict is read by its names."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from funcnet.exchange.torch_tensors import from_tensor, to_tensor
 from funcnet.extras import import_extra
 from funcnet.network import Network, Params
 
-# What PyTorch calls an activation, and its settings there; `None` needs no layer of its own.
+# PyTorch's name for an activation, and its settings there; `None` if it needs no module.
 _TORCH = {"identity": None, "relu": ("ReLU", {}), "leaky_relu": ("LeakyReLU", {}), "sigmoid": ("Sigmoid", {}),
           "tanh": ("Tanh", {}), "softplus": ("Softplus", {}), "elu": ("ELU", {}), "silu": ("SiLU", {}),
           "gelu": ("GELU", {}), "gelu_tanh": ("GELU", {"approximate": "tanh"})}  # fmt: skip
 
 
 def from_torch(model: Any, network: Network | None = None) -> tuple[Params, Network]:
-    """The weights of a PyTorch network of linear layers, `W = weight^T`, and what else the network is.
+    """The weights of a PyTorch network of linear layers, `W = weight^T`, and its `Network`.
 
-    A module is run on random inputs in float64, in evaluation mode, on the CPU, and is left as it was. Its layers come
-    in the order in which it calls them, with the weights that it uses: after a parametrization or pruning, and twice if
-    a layer is called twice. `forward` then computes what the module does. A softmax, log-softmax or sigmoid at its end
-    goes into the loss of the network, so that it is `predict` that gives the module's outputs, or their exponential for
-    a log-softmax. Without one the loss is the default, since a module says nothing of it, or `squared_error` for a
-    single output: `dataclasses.replace(network, loss=...)` has another.
+    A module is run on random inputs in float64, in evaluation mode, on the CPU, and is not changed. Its layers are read
+    in the order of their calls, with the weights that are used: after a parametrization or pruning, and twice if a
+    layer is called twice. `forward` then computes what the module does. A softmax, log-softmax or sigmoid at its end
+    becomes part of the loss, so that `predict` gives the module's outputs, or their exponential for a log-softmax.
+    Without one, the loss is the default, or `squared_error` for a single output, since a module does not hold its loss;
+    set another by `dataclasses.replace(network, loss=...)`.
 
     Args:
       model: a module, or the state dict of one: `(n_out, n_in)` weights and `(n_out,)` biases, on any device, in the
-        order of the layers, or of their numbers where only those differ; also within the dictionary of a checkpoint,
-        as `torch.load(path, weights_only=True)` opens it. A layer without a bias gets one of zeros.
+        order of the layers, or of their numbers if the names differ only in these; or the dictionary of a checkpoint
+        with one, as from `torch.load(path, weights_only=True)`. A layer without a bias gets one of zeros.
       network: its activations; needed for a state dict, which holds none, and for a module with activations that
         are not shipped.
 
     Returns:
-      `[(W, b), ...]` in the dtype that they have there, and copies: training here changes nothing there. And the
+      `[(W, b), ...]` in the dtype of the module, as copies: to train them does not change the module. And the
       `Network`.
 
     Raises:
-      ValueError: the module is something else than linear layers and activations, named, or computes something else
-        than they do, or than it did a moment ago; or the loss is not for such outputs. The weights of a state dict do
-        not follow each other, or their numbers do not, or they are no layers' (LoRA, embeddings). Weights are float64
-        and `jax_enable_x64` is not set.
+      ValueError: the module has other parts than linear layers and activations (the message names one), or computes
+        something else than these, or something else at each call; or the loss does not fit the outputs. The weights of
+        a state dict do not form a chain, their order is unclear, or they are not of linear layers (LoRA, embeddings).
+        Or weights are float64 and `jax_enable_x64` is not set.
       ImportError: torch is not installed.
 
     >>> import torch
@@ -64,7 +64,7 @@ def from_torch(model: Any, network: Network | None = None) -> tuple[Params, Netw
         return read_module(torch, model, network)
     state = _state_dict(torch, model)
     if network is None:
-        raise ValueError("a state dict holds weights and no activations: from_torch(state, Network(...)) says them")
+        raise ValueError("a state dict holds weights and no activations: pass them by from_torch(state, Network(...))")
     params = _layers(torch, state)
     check_read(params, network)
     return params, network
@@ -73,18 +73,17 @@ def from_torch(model: Any, network: Network | None = None) -> tuple[Params, Netw
 def to_torch(params: Params, network: Network = Network()) -> Any:
     """A `torch.nn.Sequential` that computes what `forward` does, with copies of the weights.
 
-    Half-precision weights compute in half precision there; `.float()` makes it float32, as here.
+    With half-precision weights it computes in half precision; `.float()` makes it compute in float32, as `forward`.
 
     Args:
       params: float16, bfloat16, float32 or float64.
-      network: its activations are shipped ones. PyTorch's losses take logits as well, so the loss is not in it.
+      network: its activations must be shipped ones. The loss is not in the module: PyTorch's losses take logits, too.
 
     Returns:
-      The module; `from_torch` gives the same weights back, bit for bit.
+      The module; `from_torch` returns the same weights, bit for bit.
 
     Raises:
-      ValueError: an activation is not a shipped one, so PyTorch's name for it is not known; or the network rounds the
-        factors of its products.
+      ValueError: an activation is not a shipped one, or the network rounds the factors of its products.
       ImportError: torch is not installed.
 
     >>> from funcnet import tanh
@@ -110,10 +109,10 @@ def to_torch(params: Params, network: Network = Network()) -> Any:
 
 
 def _state_dict(torch, value) -> Mapping[str, Any]:
-    """The one state dict that a value is, or holds."""
+    """The one state dict in a value, or the value itself."""
     wanted = (
         "expected a torch.nn.Module or the state dict of one, {'0.weight': ..., '0.bias': ...}, which may be within "
-        "the dictionary of a checkpoint: torch.load(path, weights_only=True) opens a file"
+        "the dictionary of a checkpoint: load a file by torch.load(path, weights_only=True)"
     )
     if not isinstance(value, Mapping):
         raise ValueError(f"model is {' '.join(repr(value).split()):.80} of type {type(value).__name__}, {wanted}")
@@ -136,7 +135,7 @@ def _state_dicts(torch, value, path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _layers(torch, state) -> Params:
-    """The layers of a state dict, in its order; by number where their names differ in nothing else."""
+    """The layers of a state dict, in its order, or by number if their names differ only in numbers."""
     tensors = {str(name): tensor for name, tensor in state.items()}
     prefixes = {
         name.removesuffix("weight"): None
@@ -150,14 +149,14 @@ def _layers(torch, state) -> Params:
             )
             raise ValueError(
                 f"{name} has {shape}, expected the weight (n_out, n_in) or the bias of a linear layer; "
-                "from_torch(module) reads what a module computes"
+                "pass the module itself, from_torch(module), to read what it computes"
             )
     for prefix in prefixes:
         adapter = re.search(r"(^|[._])lora_", prefix)
         if adapter or (f"{prefix}bias" not in tensors and "embed" in prefix.lower()):
             raise ValueError(
                 f"{prefix}weight is by its name {'half of a LoRA adapter' if adapter else 'an embedding'}, expected "
-                "that of a linear layer: merge an adapter into its layer; from_torch(module) reads any module"
+                "that of a linear layer: merge an adapter into its layer, or pass the module, from_torch(module)"
             )
     params = []
     for prefix in _in_order([*prefixes]):
@@ -170,7 +169,7 @@ def _layers(torch, state) -> Params:
 
 
 def _in_order(prefixes: list[str]) -> list[str]:
-    """The names by number, where they differ in nothing else: files of safetensors have 10 before 2."""
+    """The names by number, if they differ only in numbers: safetensors files have 10 before 2."""
     numbers = {prefix: [int(digits) for digits in re.findall(r"\d+", prefix)] for prefix in prefixes}
     alike: dict[str, list[str]] = {}
     for prefix in prefixes:
@@ -182,6 +181,6 @@ def _in_order(prefixes: list[str]) -> list[str]:
             if numbers[before] > numbers[after]:
                 raise ValueError(
                     f"{before}weight comes before {after}weight, as in the alphabet, so the order of the layers is not "
-                    "known: {name: state[name] for name in NAMES} is in one that you say"
+                    "known: pass them in order, {name: state[name] for name in NAMES}"
                 )
     return prefixes

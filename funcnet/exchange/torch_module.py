@@ -1,7 +1,7 @@
-"""What a PyTorch module computes, followed operation by operation while it runs.
+"""The operations that a PyTorch module computes, recorded while it runs.
 
-PyTorch tells of every operation that it dispatches (`TorchDispatchMode`), whatever asked for it: a module, a function,
-a hook, a parametrization. Those that the input has a part in make a chain of steps; all others make weights.
+PyTorch reports every operation that it dispatches (`TorchDispatchMode`), also those of functions, hooks and
+parametrizations. Operations that depend on the input make a chain of steps; all others make weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from funcnet.losses import Loss, sigmoid_cross_entropy, softmax_cross_entropy, s
 from funcnet.network import Network, Params
 
 _PLAIN = ("relu", "sigmoid", "tanh", "silu")
-_PASSES = {"detach", "alias", "clone", "view", "_unsafe_view", "squeeze", "unsqueeze", "_to_copy"}  # numbers stay
+_PASSES = {
+    "detach",
+    "alias",
+    "clone",
+    "view",
+    "_unsafe_view",
+    "squeeze",
+    "unsqueeze",
+    "_to_copy",
+}  # the numbers stay the same
 _ENDS = {"_softmax": "softmax", "_log_softmax": "log_softmax"}
 _EXPECTED = (
     "torch.nn.Linear layers, each followed by at most one of "
@@ -30,21 +39,21 @@ _EXPECTED = (
 
 
 class Step(NamedTuple):
-    """One step of what a module computes."""
+    """One step of a module's computation."""
 
-    kind: str  # "linear", an activation's name, "softmax", "log_softmax", or "" for all else
-    where: str  # what computes it, for messages
+    kind: str  # "linear", an activation's name, "softmax", "log_softmax", or "" for anything else
+    where: str  # the module and the operation, for messages
     W: Any = None  # (n_in, n_out), of a linear step
     b: Any = None  # (n_out,), or None
 
 
 def read_module(torch, model: Any, network: Network | None) -> tuple[Params, Network]:
-    """The layers of a module in the order of their calls, and its network, compared with the module itself."""
+    """The layers of a module in the order of their calls, and its network, compared with the module."""
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     while wrapped := getattr(model, "_orig_mod", isinstance(model, parallel) and model.module):
-        model = wrapped  # by torch.compile, or for several devices
+        model = wrapped  # wrapped by torch.compile, or for several devices
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("model is a ScriptModule, which cannot be followed: take the module that it was made of")
+        raise ValueError("model is a ScriptModule, which cannot be recorded: pass the module from which it was made")
     dtype = _dtype(torch, model)
     steps, x, theirs = _run(torch, model)
     layers = [step for step in steps if step.kind == "linear"]
@@ -54,7 +63,7 @@ def read_module(torch, model: Any, network: Network | None) -> tuple[Params, Net
     check_read(params, read)
     if steps[-1].kind == "log_softmax":
         theirs = np.exp(theirs)
-    computed = jax.tree.map(lambda leaf: leaf.numpy(), pairs)  # before they were rounded: after a parametrization, say
+    computed = jax.tree.map(lambda leaf: leaf.numpy(), pairs)  # not rounded, e.g. after a parametrization
     ours = outputs(computed, read, x) if len(params[0][0]) == x.shape[1] else ()
     error = min((largest_error(o, theirs) for o in ours), default=np.inf)
     if not error <= (1e-7 if x.dtype == np.float64 else 2e-5):
@@ -62,28 +71,28 @@ def read_module(torch, model: Any, network: Network | None) -> tuple[Params, Net
         raise ValueError(
             "on random inputs the module gives other outputs than its layers, one after the other, with "
             f"{read}: by {error:.2g} of the largest{odd}. If it calls other activations, "
-            "from_torch(model, Network(...)) says which"
+            "pass them by from_torch(model, Network(...))"
         )
     return params, read
 
 
 def _network_of(steps: tuple[Step, ...]) -> Network:
-    """The network that steps make: linear ones, after each of them at most one activation, and an end for the loss."""
+    """The network of some steps: linear ones, each with at most one activation after it, and an end for the loss."""
     loss: dict[str, Loss] = {}
     if steps[-1].kind in ("softmax", "log_softmax"):
         loss, steps = {"loss": softmax_cross_entropy}, steps[:-1]
     elif steps[-1].kind == "sigmoid":
         loss, steps = {"loss": sigmoid_cross_entropy}, steps[:-1]
     elif next(step.W.shape[1] for step in reversed(steps) if step.kind == "linear") == 1:
-        loss = {"loss": squared_error}  # a softmax over one output means nothing
+        loss = {"loss": squared_error}  # a softmax over one output is always 1
     layers, follows = [], False
     for step in steps:
         f = identity if step.kind == "linear" else shipped(step.kind)
         if f is None or (step.kind != "linear" and not follows):
             raise ValueError(
-                f"{step.where}, expected {_EXPECTED}, and a Softmax, LogSoftmax or Sigmoid at the end. A BatchNorm can "
-                "be fused (torch.nn.utils.fusion.fuse_linear_bn_eval); from_torch(model, Network(...)) says other "
-                "activations"
+                f"{step.where}, expected {_EXPECTED}, and a Softmax, LogSoftmax or Sigmoid at the end. Fuse BatchNorm "
+                "by torch.nn.utils.fusion.fuse_linear_bn_eval; pass other activations by "
+                "from_torch(model, Network(...))"
             )
         layers[len(layers) - (step.kind != "linear") :] = [f]
         follows = step.kind == "linear"
@@ -91,7 +100,7 @@ def _network_of(steps: tuple[Step, ...]) -> Network:
 
 
 def _dtype(torch, model) -> Any:
-    """The one dtype of a module's parameters, which are all there."""
+    """The one dtype of a module's parameters, which must all have values."""
     parameters = dict(model.named_parameters())
     for name, tensor in parameters.items():
         check_tensor(torch, name, tensor)
@@ -105,9 +114,9 @@ def _dtype(torch, model) -> Any:
 
 
 def _run(torch, model) -> tuple[tuple[Step, ...], np.ndarray, np.ndarray]:
-    """The steps of a module on random inputs, with them and what it gives for them.
+    """The steps of a module on random inputs, these inputs, and the outputs for them.
 
-    How wide the inputs are, only the first layer that is called knows; which that is, only a run tells.
+    The first layer that is called fixes the width of the inputs. Only a run shows which layer that is, so try each.
     """
     first = None
     matrices = [p.shape for p in model.parameters() if p.ndim == 2]
@@ -125,25 +134,25 @@ def _run(torch, model) -> tuple[tuple[Step, ...], np.ndarray, np.ndarray]:
                 where = next((step.where for step in steps if not step.kind), f"model is a {type(model).__name__}")
                 raise ValueError(
                     f"{where} and gives other outputs at every call, for the same inputs, since it draws random "
-                    "numbers: expected fixed weights, their means say"
+                    "numbers: expected fixed weights, e.g. their means"
                 )
             return steps, x.numpy(), theirs
     raise ValueError(f"{first}; expected {_EXPECTED}") from first
 
 
 class _CannotRunError(Exception):
-    """A module does not take these inputs."""
+    """A module does not accept these inputs."""
 
 
 def _follow(torch, model, x, seed) -> tuple[tuple[Step, ...], Any]:
     inputs = x.clone()
-    # Of each tensor that the input has a part in, its steps; the tensor is held, so that no id is used again.
+    # The steps of each tensor that depends on the input; the tensor is kept, so that its id is not used again.
     chains: dict[int, tuple[Any, tuple[Step, ...]]] = {id(inputs): (inputs, ())}
-    calls, decisions = [], []  # the modules that are running, outermost first; steps out of PyTorch
+    calls, decisions = [], []  # the running modules, outermost first; steps outside PyTorch
 
     class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            with self:  # the parts that an operation is made of; in inference mode they do not come by themselves
+            with self:  # the parts of an operation, which inference mode does not dispatch by itself
                 result = op.decompose(*args, **(kwargs or {}))
             if result is not NotImplemented:
                 return result
@@ -172,11 +181,11 @@ def _follow(torch, model, x, seed) -> tuple[tuple[Step, ...], Any]:
                 module.register_forward_pre_hook(lambda *_, called=called: calls.append(called), prepend=True)
                 module.register_forward_hook(lambda *_: calls.pop() and None)
             model.eval()
-            torch.default_generator.manual_seed(seed)  # of the CPU alone, which is set back
+            torch.default_generator.manual_seed(seed)  # of the CPU only; it is restored
             state = {name: _copied(tensor, x.dtype) for name, tensor in tensors}
             with Recorder():
                 out = torch.func.functional_call(model, state, (inputs,))
-    except Exception as error:  # whatever a module of somebody's raises
+    except Exception as error:  # any error of the user's module
         what = str(error).strip().partition("\n")[0]
         where = calls[-1] if calls else f"model is a {type(model).__name__}"
         raise _CannotRunError(f"{where} and cannot be run on {x.shape[1]} numbers per sample: {what}") from error
@@ -194,9 +203,9 @@ def _copied(tensor, dtype) -> Any:
 
 @contextlib.contextmanager
 def _left_as_it_was(torch, model, dtype) -> Iterator[None]:
-    """Modules as they were: in training or not, with their hooks and attributes; and PyTorch's random numbers.
+    """Restore the modules (training mode, hooks, attributes) and PyTorch's random state at the end.
 
-    Meanwhile tensors that are neither parameters nor buffers are copies, as those are.
+    Inside the block, tensors that are neither parameters nor buffers are also copies.
     """
     before = []
     for module in model.modules():
@@ -241,20 +250,20 @@ def _after(torch, name, args, settings, tracked, before, where, result) -> tuple
 
 
 def _bias(tensor, n) -> Any:
-    """A bias of `n` numbers as an operation adds it, or None."""
+    """A bias of `n` numbers, broadcast as by an operation, or None."""
     shape = getattr(tensor, "shape", (0, 0))
     return tensor.reshape(-1).expand(n) if shape in ((), (1,), (n,), (1, 1), (1, n)) else None
 
 
 def _activation(name, settings, ndim) -> str:
-    """What we call an elementwise function of PyTorch with these settings, or a softmax; "" if nothing."""
+    """Our name for an elementwise function of PyTorch with these settings, or a softmax; "" if there is none."""
     if name in _ENDS:
         return _ENDS[name] if settings[0] in (-1, ndim - 1) else ""
     if name == "leaky_relu":
         return f"leaky_relu({float(settings[0]) if settings else 0.01})"
     if name == "gelu":
         return {(): "gelu", ("none",): "gelu", ("tanh",): "gelu_tanh"}.get(settings, "")
-    if name == "softplus":  # PyTorch's is linear above its threshold, which from 20 on is as good
+    if name == "softplus":  # PyTorch's is linear above its threshold, which is accurate enough from 20 on
         beta, threshold = settings or (1, 20)
         return name if beta == 1 and threshold >= 20 else ""
     if name == "elu":

@@ -1,4 +1,4 @@
-"""Arrays of JAX and tensors of PyTorch: copies, bit for bit."""
+"""Copies between JAX arrays and PyTorch tensors, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 
 def check_tensor(torch, name: str, tensor: Any) -> None:
-    """Check that a tensor is one of plain, real numbers that are there."""
+    """Check that a tensor is dense, real and floating, and has values."""
     dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     if tensor.device.type == "meta" or torch.nn.parameter.is_lazy(tensor):
-        raise ValueError(f"{name} holds no values yet, expected weights: load them, or call a lazy module once, first")
+        raise ValueError(f"{name} holds no values yet, expected weights: first load them, or call a lazy module once")
     if tensor.is_quantized or tensor.layout != torch.strided:
         kind = "quantized" if tensor.is_quantized else "sparse"
         raise ValueError(
@@ -26,16 +26,16 @@ def check_tensor(torch, name: str, tensor: Any) -> None:
 
 
 def from_tensor(torch, name: str, tensor: Any) -> jax.Array:
-    """A copy of a tensor of any device, its dtype kept."""
+    """A copy of a tensor from any device, with the same dtype."""
     check_tensor(torch, name, tensor)
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+    if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16
         return jnp.array(tensor.view(torch.int16).numpy().view(jnp.bfloat16))
     return jnp.array(tensor.numpy())
 
 
 def to_tensor(torch, leaf: Any) -> Any:
-    """A copy of an array, its dtype kept, in the machine's byte order."""
+    """A copy of an array with the same dtype, in the machine's byte order."""
     a = np.array(leaf, order="C")
     a = a.astype(a.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.dtype == jnp.bfloat16 else torch.from_numpy(a)

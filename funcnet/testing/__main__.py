@@ -1,4 +1,4 @@
-"""All that ships, on this device: `python -m funcnet.testing`."""
+"""Check all shipped functions on this device: `python -m funcnet.testing`."""
 
 import itertools
 import sys
@@ -21,7 +21,7 @@ TRANSFORMS = ("jit", "vmap", "scan", "jvp")
 def matrix(
     *, sizes: tuple[int, ...] = (6, 9, 8, 4), samples: int = 16, seed: int = 0
 ) -> Iterator[tuple[str, str, str, dict[str, float]]]:
-    """The shipped functions, each under each transformation: `backward` against `jax.grad`, in eps.
+    """`backward` against `jax.grad`, in eps, for each shipped function under each transformation.
 
     Yields:
       `(activation, loss, dtype, {transform: worst error in eps})`, cell by cell.
@@ -57,7 +57,7 @@ def _transformed(gradient, params, x, y, w):
 
 
 def main() -> int:
-    """Print the whole matrix; 1 if a cell is over 16 eps."""
+    """Print the whole matrix; return 1 if a cell is above 16 eps."""
     say = print
     say(f"backward against jax.grad: max|d| / (eps max|leaf|), the worst leaf, on {jax.devices()[0].device_kind}")
     header = [f"{name} {dtype}" for dtype in ("float32", "float64") for name in TRANSFORMS]

@@ -1,4 +1,4 @@
-"""Differences of a function along its arguments: they know nothing of autodiff, and judge alone where that cannot."""
+"""Differences of a function: independent of autodiff, and the only reference if JAX cannot differentiate it."""
 
 import functools
 import math
@@ -13,14 +13,14 @@ from funcnet.testing.report import Row, error_in_eps, structure_rows
 from funcnet.testing.subgradients import is_subgradient
 from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, leaf_names
 
-DIFFERENCE_TOLERANCE = 1e-6  # relative; a sixth-order difference in float64 is good for 1e-9
-CLEARLY = 1e4  # times the noise of a difference: a slope that is there
-ENTRY_BY_ENTRY = 256  # the size of a leaf up to which each entry is differentiated, where differences alone judge
+DIFFERENCE_TOLERANCE = 1e-6  # relative; a sixth-order difference in float64 is accurate to 1e-9
+CLEARLY = 1e4  # times the noise of a difference: a slope that is not 0
+ENTRY_BY_ENTRY = 256  # if differences alone judge: the largest leaf of which each entry is differentiated
 AT_KINKS = "at a kink: between the gradients of points around it"
 
 
 def differences(move, gradient, norm, seed) -> tuple[bool | None, str]:
-    """Whether differences along a leaf agree with its gradient where they can tell, and by how much of its norm."""
+    """Whether differences along a leaf agree with its gradient (None: cannot tell), and the text for the report."""
     worst, judged = 0.0, 0
     if gradient.size <= 16:
         directions = np.eye(gradient.size).reshape(-1, *gradient.shape)
@@ -30,9 +30,9 @@ def differences(move, gradient, norm, seed) -> tuple[bool | None, str]:
         slope, noise = central_difference(move(v))
         expected = float(np.sum(gradient * v))
         scale = max(abs(expected), norm / math.sqrt(gradient.size), 1e-300)
-        if not norm and abs(slope) > CLEARLY * noise:  # zero throughout, where the function is seen to move
+        if not norm and abs(slope) > CLEARLY * noise:  # a gradient of zero, but the function changes
             scale, noise = abs(slope), 0.0
-        if noise <= DIFFERENCE_TOLERANCE * scale / 10:  # else it is the difference that is in doubt
+        if noise <= DIFFERENCE_TOLERANCE * scale / 10:  # otherwise the difference itself is in doubt
             judged += 1
             worst = max(worst, abs(slope - expected) / scale)
     doubt = (
@@ -44,14 +44,14 @@ def differences(move, gradient, norm, seed) -> tuple[bool | None, str]:
 
 
 def central_difference(f) -> tuple[Any, float]:
-    """The slope of `f` at 0 to sixth order, and how far two step sizes, or the two sides, are apart."""
+    """The slope of `f` at 0 to sixth order, and its noise: how far two step sizes, or the two sides, are apart."""
 
     def slope(h):
         return (45 * (f(h) - f(-h)) - 9 * (f(2 * h) - f(-2 * h)) + (f(3 * h) - f(-3 * h))) / (60 * h)
 
     f = functools.cache(f)
     here = f(0.0)
-    rounding = 8 * np.finfo(np.float64).eps * max(1.0, float(np.max(np.abs(here))))  # of terms that may have cancelled
+    rounding = 8 * np.finfo(np.float64).eps * max(1.0, float(np.max(np.abs(here))))  # terms may have cancelled
     tried = []
     for h in (1e-3, 1e-2, 1e-4, 1e-5, 1e-6):
         coarse, fine = slope(h), slope(h / 2)
@@ -59,7 +59,7 @@ def central_difference(f) -> tuple[Any, float]:
         if tried[-1][0] <= 1e-9 * float(np.max(np.abs(fine))):
             break
     noise, best_h, best = min(tried, key=lambda estimate: estimate[0])
-    for its_noise, h, fine in tried:  # a kink within reach of the larger step alone: the smaller one knows better
+    for its_noise, h, fine in tried:  # if only the larger step reaches a kink, trust the smaller
         apart = float(np.max(np.abs(fine - best)))
         if h < best_h and apart > 2 * its_noise:
             noise = max(noise, apart)
@@ -81,7 +81,7 @@ def taylor_order(f, gradient, seed) -> str:
         remainders = np.array([abs(f(t) - here - t * slope) for t in steps])
         if remainders[-1] > 1e3 * np.finfo(np.float64).eps * max(abs(here), 1.0):
             return f"Taylor order {np.median(np.log2(remainders[:-1] / remainders[1:])):.2f}"
-    return "no Taylor remainder to see"
+    return "no visible Taylor remainder"
 
 
 def random_direction(seed, shape) -> np.ndarray:
@@ -91,7 +91,7 @@ def random_direction(seed, shape) -> np.ndarray:
 
 
 def judge_by_differences(fn, by_hand, args, *, seed, stopped=()) -> tuple[Row, ...]:
-    """Rows, one per leaf of `args[0]`, where `jax.grad` has none to compare with."""
+    """Rows, one per leaf of `args[0]`, without `jax.grad` to compare with."""
     with enable_x64(True):
         args64 = cast_to(args, np.float64)
         value, got64 = np.asarray(fn(*args64)), by_hand(*args64)
@@ -112,16 +112,16 @@ def judge_by_differences(fn, by_hand, args, *, seed, stopped=()) -> tuple[Row, .
     for i, (name, own) in enumerate(zip(leaf_names(args[0]), as_arrays(got), strict=True)):
         leaf = np.asarray(leaves[i])
         if name in stopped or not leaf.size:
-            rows.append(Row(name, leaf.shape, 0.0, True, "stopped by intent: not judged" if leaf.size else "empty"))
+            rows.append(Row(name, leaf.shape, 0.0, True, "stopped on purpose: not judged" if leaf.size else "empty"))
             continue
         if value.dtype != np.float64:
-            fault = f"cannot be judged: the value is {value.dtype} where the arguments are float64, and too rough"
+            fault = f"cannot be judged: the value is {value.dtype} where the arguments are float64: too inaccurate"
             row = Row(name, leaf.shape, math.inf, False, "", fault)
         else:
             row = along_entries(name, partial(at, i), leaf, got64[i], seed)
         eps = eps_of(jnp.result_type(own))
         error = error_in_eps(own, got64[i], eps)
-        if row.ok and AT_KINKS not in row.rungs and error > eps**-0.5:  # how much rounding may cost is not known here
+        if row.ok and AT_KINKS not in row.rungs and error > eps**-0.5:  # the cost of rounding is unknown here
             fault = f"in {jnp.result_type(own)} it is {error:.3g} eps from itself in float64"
             row = row._replace(ok=False, error=error, fault=fault)
         rows.append(row)
@@ -129,7 +129,7 @@ def judge_by_differences(fn, by_hand, args, *, seed, stopped=()) -> tuple[Row, .
 
 
 def along_entries(name, at, leaf, gradient, seed) -> Row:
-    """A row for a leaf: its gradient against differences along each entry, of a large leaf along random directions."""
+    """A row for a leaf: its gradient against differences along each entry, or for a large leaf random directions."""
     each = leaf.size <= ENTRY_BY_ENTRY
     directions = [random_direction(seed + k, leaf.shape) for k in range(8)]
     if each:
@@ -142,7 +142,7 @@ def along_entries(name, at, leaf, gradient, seed) -> Row:
     off = ~(np.abs(slopes - expected) <= np.maximum(DIFFERENCE_TOLERANCE * size, 10 * noise))
     error = error_in_eps(expected, slopes, eps_of(np.float64))
     rungs = f"differences alone, {np.abs(slopes - expected).max() / (size or 1.0):.0e}"
-    if not (off | unsure if each else off & ~unsure).any() and unsure.mean() <= 0.5:  # of random directions, some tell
+    if not (off | unsure if each else off & ~unsure).any() and unsure.mean() <= 0.5:  # some random directions can tell
         return Row(name, leaf.shape, error, True, rungs)
     gradient_at = partial(_gradient_at, at)
     if each and is_subgradient(gradient_at, leaf, gradient, off | unsure, reach=1e-3, accuracy=1e-5, seed=seed):
@@ -157,7 +157,7 @@ def along_entries(name, at, leaf, gradient, seed) -> Row:
 
 
 def _gradient_at(at, moved, entries) -> np.ndarray:
-    """Some entries of the gradient, by short differences; NaN for one that a kink is in the way of."""
+    """Some entries of the gradient, by short differences; NaN where a kink is too near."""
     h = 1e-5 * max(1.0, float(np.abs(moved).max()))
 
     def slope(entry):

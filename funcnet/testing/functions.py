@@ -32,17 +32,17 @@ def check_gradients(
 ) -> Report:
     """Check a hand-written gradient of any scalar function with respect to its first argument, a tree of arrays.
 
-    At a kink every mixture of the gradients on its sides is correct. A function that JAX cannot differentiate, say one
-    written in NumPy, is judged by its differences alone, to 1e-6, and the report says so. Both functions are called
-    twice, and have to give the same bits.
+    At a kink every mixture of the gradients on its sides is correct. A function that JAX cannot differentiate, e.g. one
+    in NumPy, is judged by its differences alone, to 1e-6, and the report says so. Both functions are called twice, and
+    must return the same bits.
 
     Args:
       fn: `fn(*args) -> scalar`.
       grad_fn: `grad_fn(*args) -> tree` like `args[0]`.
       args: the point to check at. `args[0]` is a tree of floating arrays or numbers, the others are anything. Use dense
-        inputs: where an input is always zero, a wrong gradient may be too.
-      stopped: leaves of `args[0]`, by their names in the report, that the function moves with though its gradient is
-        not to see it, by `stop_gradient`: they are compared with `jax.grad`, not with differences.
+        inputs: if an input is always zero, a wrong gradient may be zero, too.
+      stopped: names (as in the report) of leaves of `args[0]` that change the value, but have no gradient because of a
+        `stop_gradient`: they are compared with `jax.grad`, not with differences.
       tolerance: in eps.
       seed: of the random directions.
 
@@ -50,8 +50,8 @@ def check_gradients(
       The report, with a row per leaf.
 
     Raises:
-      ValueError: `args` is no tuple, or has no floating leaves to differentiate; `fn` does not return a scalar; there
-        is no leaf of a name in `stopped`.
+      ValueError: `args` is not a tuple, or has no floating leaves to differentiate; `fn` does not return a scalar; a
+        name in `stopped` is not that of a leaf.
 
     >>> fn = lambda p: jnp.sum(jnp.sin(p["w"]))
     >>> check_gradients(fn, lambda p: {"w": jnp.cos(p["w"])}, ({"w": jnp.arange(4.0)},)).ok
@@ -63,7 +63,7 @@ def check_gradients(
     args = (jax.tree.map(_as_array, args[0]), *args[1:])
     try:
         jax.grad(fn)(*args)
-    except Exception as error:  # whatever a function may do with what JAX traces; it runs without
+    except Exception as error:  # any error that a function raises under tracing; it may run without
         why = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200] if str(error) else type(error).__name__
         rows = judge_by_differences(fn, grad_fn, args, seed=seed, stopped=stopped)
         notes = (f"jax.grad cannot differentiate it ({why}): differences alone judge",)
@@ -74,16 +74,16 @@ def check_gradients(
 
 
 def _as_array(leaf):
-    """Python's numbers have no float64 to be judged in."""
+    """A Python number as a float32 array, so that it can be judged in float64, too; other leaves unchanged."""
     return np.asarray(leaf, np.float32) if isinstance(leaf, float) else leaf
 
 
 def _nan_is_wrong(rows, grads) -> tuple[Row, ...]:
-    """Rows by leaf, wrong where the gradient is NaN: that of `jax.grad` may be, too, as where `where` hides a 0 / 0."""
+    """The rows, wrong if the gradient is NaN, even if that of `jax.grad` is, too (e.g. a `where` hides a 0 / 0)."""
     bad = [bool(np.isnan(leaf).any()) for leaf in as_arrays(grads)]
     if len(bad) != len(rows):  # of another structure
         return tuple(rows)
-    wrong = {"ok": False, "error": np.inf, "fault": "it is NaN, as no gradient is"}
+    wrong = {"ok": False, "error": np.inf, "fault": "it is NaN, which a gradient never is"}
     return tuple(row._replace(**wrong) if nan else row for row, nan in zip(rows, bad, strict=True))
 
 
@@ -91,8 +91,8 @@ def _nan_is_wrong(rows, grads) -> tuple[Row, ...]:
 def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Report:
     """Check an activation's `deriv` against `jax.grad` of its `fn`, and that both are elementwise.
 
-    On a grid from -30 to 30 in float32 and float64, by differences on [-4, 4], and at the kinks, which are found, not
-    told: there a derivative between the two sides is right. Error: `|d| / (eps max(1, |z|, |da/dz|))`.
+    On a grid from -30 to 30 in float32 and float64, by differences on [-4, 4], and at the kinks, which it finds itself:
+    there a derivative between the two sides is correct. Error: `|d| / (eps max(1, |z|, |da/dz|))`.
 
     Args:
       activation: the `Activation`.
@@ -146,9 +146,9 @@ def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Repo
 def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: float = 16.0, seed: int = 0) -> Report:
     """Check a loss's `delta` against `jax.grad` of its `fn`, for targets and class ids, in float32 and float64.
 
-    Also by differences; where losses have kinks: outputs that are all the same, on a margin or equal to the targets,
-    each mixture of the sides being correct; that a sample's loss depends on that sample alone; and that under jit a
-    class id out of range makes loss and delta NaN.
+    Also by differences, and at points where losses may have kinks: equal outputs, outputs on a margin or equal to the
+    targets; there each mixture of the sides is correct. It also checks that a sample's loss depends only on that
+    sample, and that under jit a class id out of range gives a loss and delta of NaN.
 
     Args:
       loss: the `Loss`.
@@ -158,7 +158,7 @@ def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: flo
       seed: of the outputs and targets.
 
     Returns:
-      The report, a row for each.
+      The report, with a row for each check.
 
     >>> from funcnet import softmax_cross_entropy
     >>> check_loss(softmax_cross_entropy).ok
@@ -176,30 +176,30 @@ def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: flo
             args = jnp.asarray(out, dtype), jnp.asarray(y, dtype if kind == "targets" else "int32")
             judged, _ = judge(total, gradient, delta, args, tolerance=tolerance, seed=seed)
             rows += [row._replace(leaf=f"delta, {kind}, {dtype}") for row in judged]
-            if dtype == "float32":  # and in float64, as a rung of it
+            if dtype == "float32":  # `judge` also runs them in float64
                 rows += _at_ties(total, gradient, delta, args, kind, tolerance, seed)
             value, alone = np.asarray(fn(*args)), np.asarray(fn(*(jax.device_put(np.asarray(a)[:1]) for a in args)))
             good = value.shape == (50,) and np.allclose(value[:1], alone)
-            fault = "not one value per sample, or it depends on the others"
-            rows.append(verdict(f"loss, {kind}, {dtype}", value.shape, good, "a value per sample", fault))
+            fault = "not one value per sample, or a value depends on other samples"
+            rows.append(verdict(f"loss, {kind}, {dtype}", value.shape, good, "one value per sample", fault))
     if class_ids:
         bad = jnp.asarray(out[:2], jnp.float32), jnp.array([-1, K])
         good = bool(np.isnan(fn(*bad)).all() and np.isnan(delta(*bad)).all())
-        rows.append(verdict("ids out of range", (), good, "NaN in loss and delta", "they pass for other classes"))
+        rows.append(verdict("ids out of range", (), good, "NaN in loss and delta", "they count as other classes"))
     return Report(loss.name, tuple(rows))
 
 
 @whatever_the_numbers
 def assert_tree_close(a: Any, b: Any, eps_multiple: float = 16.0) -> None:
-    """Assert that two trees are equal in structure, shapes and dtypes, and to so many eps of each leaf's maximum.
+    """Assert that two trees have equal structure, shapes and dtypes, and equal values up to some eps.
 
     Args:
       a: a tree of arrays.
-      b: the tree that it should be.
-      eps_multiple: how many eps, of the leaf's dtype, of the largest entry of `b`'s leaf.
+      b: the expected tree.
+      eps_multiple: the tolerance, in eps of the leaf's dtype times the largest entry of `b`'s leaf.
 
     Raises:
-      AssertionError: with a table, one row per leaf.
+      AssertionError: they differ; the message is a table, with one row per leaf.
 
     >>> assert_tree_close({"w": jnp.ones(3)}, {"w": jnp.ones(3)})
     """
@@ -216,7 +216,7 @@ def assert_tree_close(a: Any, b: Any, eps_multiple: float = 16.0) -> None:
 
 
 def _at_ties(total, gradient, delta, args, kind, tolerance, seed) -> list[Row]:
-    """A row for outputs at which losses have kinks, none if it has no finite gradient there; shapes as they were."""
+    """A row for outputs at which losses have kinks, or none if the gradient is not finite there; same shapes."""
     out, y = args
     ties = [jnp.full_like(out[:8], value) for value in (0, 1, -1)]
     ties += [] if jnp.issubdtype(y.dtype, jnp.integer) else [y[24:32]]
@@ -228,13 +228,13 @@ def _at_ties(total, gradient, delta, args, kind, tolerance, seed) -> list[Row]:
 
 
 def _check_call(fn, args, stopped) -> None:
-    """Check what `check_gradients` is given."""
+    """Check the arguments of `check_gradients`."""
     if not isinstance(args, (tuple, list)) or not args:
         raise ValueError(f"args is {type(args).__name__}, expected a tuple of all arguments of the function, e.g. (p,)")
     names, leaves = leaf_names(args[0]), jax.tree.leaves(args[0])
     if not leaves:
         raise ValueError(
-            f"args[0] is {args[0]!r}, which has no leaves: there is nothing to differentiate with respect to"
+            f"args[0] is {args[0]!r}, which has no leaves, expected a tree of arrays to differentiate with respect to"
         )
     for name, leaf in zip(names, leaves, strict=True):
         dtype = getattr(leaf, "dtype", type(leaf))
@@ -253,21 +253,21 @@ def _check_call(fn, args, stopped) -> None:
 
 
 def _run_again(fn, grad_fn, args) -> tuple[Row, ...]:
-    """A row if either function gives other bits when it is called again, in the arguments' dtype or in float64."""
+    """A row if a second call of either function gives other bits, in the arguments' dtype or in float64."""
 
     def bits(args):
         return [leaf.tobytes() for leaf in as_arrays((fn(*args), grad_fn(*args)))]
 
     same = bits(args) == bits(args)
-    with enable_x64(True), contextlib.suppress(Exception):  # that it cannot run in float64 is said elsewhere
+    with enable_x64(True), contextlib.suppress(Exception):  # another note says if it cannot run in float64
         args = cast_to(args, np.float64)
         same = same and bits(args) == bits(args)
-    fault = "other bits: it is random, or depends on what was called before"
+    fault = "other bits: it is random, or depends on earlier calls"
     return () if same else (verdict("run again", (), False, "bit for bit", fault),)
 
 
 def _compare_slopes(name, z, got, want, tolerance) -> Row:
-    """A row for an elementwise derivative: each entry by its own size, or that of z, or 1."""
+    """A row for an elementwise derivative: each error relative to the entry, to z or to 1, whichever is largest."""
     z, got, want = (np.asarray(a, np.float64) for a in (z, got, want))
     eps = eps_of(name)
     errors = np.abs(got - want) / (eps * np.maximum(1, np.maximum(np.abs(z), np.abs(want))))

@@ -1,7 +1,7 @@
-"""Where a gradient may be judged only between two others, or not to the last bit: kinks, and saturated units.
+"""Kinks and saturated units, where several gradients are correct, or a gradient is less accurate.
 
-At a kink either one-sided derivative is right; in the far tail of a tanh or an elu the slopes of `jax.grad` are all
-rounding. Both are measured here, from the functions alone, for the ladder to allow for.
+At a kink either one-sided derivative is correct; in the far tail of a tanh or an elu the slopes of `jax.grad` are all
+rounding. Both are measured here, from the functions alone, so that the ladder can allow for them.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of
 
 KINK_DISTANCE = 64.0  # in eps of |a| |W| + |b|, the rounding error of z
 SLOPE_ERROR = 1e-8  # small beside a slope, large beside eps
-JUDGED_AT_KINKS = 32  # samples: each takes up to 64 gradients of its own
+JUDGED_AT_KINKS = 32  # samples: each takes up to 64 gradients
 
 
 @functools.cache
 def find_kinks(activation: Activation, low: float = -10.0, high: float = 10.0) -> tuple[float, ...]:
-    """Where the slope of an activation jumps, to 1e-9: from a grid, by bisection, from `fn` alone.
+    """The points where the slope of an activation jumps, to 1e-9: from a grid and bisection, from `fn` alone.
 
-    One within 1e-9 of a number of six decimals is that number: a rule may be wrong just there.
+    A point within 1e-9 of a number of six decimals is set to that number: a rule may be wrong exactly there.
 
     >>> from funcnet import gelu, relu
     >>> [round(kink, 6) for kink in find_kinks(relu)], find_kinks(gelu)
@@ -44,9 +44,9 @@ def find_kinks(activation: Activation, low: float = -10.0, high: float = 10.0) -
         def slope(*z):
             return np.asarray(derivative(np.array(z)))
 
-        grid = np.linspace(low, high, 2001) + 1e-4  # not on a whole number
+        grid = np.linspace(low, high, 2001) + 1e-4  # avoids whole numbers
         jumps = np.abs(np.diff(slope(*grid)))
-        bends = np.maximum(np.roll(jumps, 2), np.roll(jumps, -2))  # a kink jumps where its surroundings do not
+        bends = np.maximum(np.roll(jumps, 2), np.roll(jumps, -2))  # at a kink the slope jumps, beside it it does not
         kinks = []
         for i in np.flatnonzero(jumps > 4 * bends + 1e-6):
             left, right = grid[i], grid[i + 1]
@@ -61,12 +61,12 @@ def find_kinks(activation: Activation, low: float = -10.0, high: float = 10.0) -
 
 
 def slope_of(fn, z):
-    """The derivative of an elementwise function, as JAX finds it."""
+    """The derivative of an elementwise function, by JAX."""
     return jax.jvp(fn, (z,), (jnp.ones_like(z),))[1]
 
 
 def near_kinks(args, network) -> list[np.ndarray]:
-    """For each layer `(N, n_l)`: how far to move a `z` that lies within its rounding of a kink; 0 for all others."""
+    """For each layer `(N, n_l)`: how far to move a `z` that is within its rounding of a kink; 0 for all others."""
     params, x, _, masks, _ = args
     trace = forward_trace(params, x, network, masks=masks)
     layers = zip(network.activations(len(params)), params, trace.pre_activations, strict=True)
@@ -89,7 +89,7 @@ def near_kinks(args, network) -> list[np.ndarray]:
 
 
 def judge_at_kinks(reference, by_hand, args, near, network) -> tuple[Row, ...]:
-    """A row for each of the first samples at a kink: between the gradients to either side of it."""
+    """A row for each of the first samples at a kink: whether its gradient is between those on the two sides."""
     rows = []
     for i in np.flatnonzero(np.concatenate(near, 1).any(1))[:JUDGED_AT_KINKS]:
         sample = rows_of(args, np.array([i]))[:4]
@@ -118,8 +118,10 @@ def judge_at_kinks(reference, by_hand, args, near, network) -> tuple[Row, ...]:
 
 
 def _sides(reference, sample, reach, dtype) -> list[list[np.ndarray]]:
-    """The reference's gradients, in `dtype`, with each unit at a kink pushed to one side of it or the other."""
-    farther = 1.0 if dtype is None else max(1.0, eps_of(dtype) / eps_of(computed_in(sample[0])))  # what it can resolve
+    """The reference's gradients, in `dtype`, with each unit at a kink pushed to one side or the other."""
+    farther = (
+        1.0 if dtype is None else max(1.0, eps_of(dtype) / eps_of(computed_in(sample[0])))
+    )  # the resolution of `dtype`
     units = sum(int((layer > 0).sum()) for layer in reach)
     signs = itertools.product((-1, 1), repeat=units) if units <= 5 else [(-1,) * units, (1,) * units]
     sides = []
@@ -133,14 +135,11 @@ def _sides(reference, sample, reach, dtype) -> list[list[np.ndarray]]:
     return sides
 
 
-# How well `jax.grad` itself can be trusted.
-
-
 def slope_floors(args, network) -> list[float] | None:
-    """For each leaf, what an error of eps in every slope makes of the gradient in float64; None under a compute dtype.
+    """For each leaf, the effect of an error of eps in every slope on its float64 gradient; None with a compute dtype.
 
-    `jax.grad` takes `1 - a^2` for tanh and `1 + a` for elu: right to an eps of 1, and in the far tail a slope is no
-    more than that. How it carries on is measured: random errors in the slopes, and the change scaled to an eps.
+    `jax.grad` computes `1 - a^2` for tanh and `1 + a` for elu, accurate to an eps of 1; in the far tail the slope is no
+    larger. To measure the effect, add random errors to the slopes, and scale the change to one eps.
     """
     if network.compute_dtype is not None:
         return None
@@ -152,7 +151,7 @@ def slope_floors(args, network) -> list[float] | None:
 
 @jax.jit
 def _with_rough_slopes(params, x, y, masks, w, network):
-    """The gradient, and what two draws of random errors in all slopes make of it."""
+    """The gradient, and the gradients for two draws of random errors in all slopes."""
 
     def gradient(draw):
         def rough(f):
@@ -172,9 +171,6 @@ def _errors(draw, like):
     return jnp.asarray(SLOPE_ERROR * signs, like.dtype)
 
 
-# Samples.
-
-
 def rows_of(args, keep):
-    """The same call on some of its samples."""
+    """The arguments for some of the samples."""
     return (args[0], *jax.tree.map(lambda a: jax.device_put(np.asarray(a)[keep]), args[1:]))

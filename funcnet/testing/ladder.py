@@ -1,6 +1,6 @@
-"""The ladder of references on which a gradient is judged, leaf by leaf; `funcnet.testing` says what its rungs are.
+"""The ladder of references with which a gradient is compared, leaf by leaf; `funcnet.testing` lists them.
 
-It knows trees of arrays and scalar functions of them, and nothing of networks but how the leaves of one are called.
+It takes scalar functions of trees of arrays, and does not depend on networks, except for the names of their leaves.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from funcnet.testing.subgradients import is_subgradient
 from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, leaf_names
 
 NOISE_ALLOWANCE = 8.0  # times jax.grad's own rounding error
-FLOAT64_TOLERANCE = 1e-9  # relative to the largest entry: no mistake is as small, and rounding seldom as large
+FLOAT64_TOLERANCE = 1e-9  # relative to the largest entry: mistakes are larger, and rounding is seldom as large
 ROUNDING_FLOOR = 1024.0  # eps of the function's value: an ill-conditioned leaf smaller than that cannot be judged
 
 
 def judge(
     fn, reference, by_hand, args, *, tolerance, seed, compute_dtype=None, floors=None, stopped=(), kinks=True
 ) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """Rows, one per leaf of `args[0]`, and notes. A difference in float64 below a leaf's floor is `jax.grad`'s own.
+    """Rows, one per leaf of `args[0]`, and notes. An error in float64 below a leaf's floor counts as `jax.grad`'s.
 
-    Of the leaves that are `stopped`, by name, no differences are taken. With `kinks`, a gradient that is not that of
-    `jax.grad` may be another one of those at a kink.
+    For the leaves named in `stopped` no differences are taken. With `kinks`, a gradient that differs from `jax.grad` is
+    also correct if it is another gradient at a kink.
     """
     notes = []
     with jax.default_matmul_precision("highest"):
@@ -39,7 +39,7 @@ def judge(
         if compute_dtype is None:
             try:
                 wide = _in_float64(fn, reference, by_hand, args)
-            except Exception as error:  # whatever a function of the user's may do in another dtype than its own
+            except Exception as error:  # any error of a user's function in another dtype
                 notes.append(f"not judged in float64: {type(error).__name__}: {error}"[:300])
     if jax.default_backend() != "cpu":
         fast = max(map(error_in_eps, as_arrays(by_hand(*args)), want, eps))
@@ -57,12 +57,12 @@ def judge(
             here = _at_kinks(here, gradients_at(i), leaf, [(got[i], want[i], tolerance)], seed)
         rows.append(here)
     if any(np.isnan(leaf).any() for leaf in want):
-        notes.append("jax.grad has NaN: of those entries it is only compared that the gradient has, too")
+        notes.append("jax.grad has NaN: those entries of the gradient are only checked to be NaN, too")
     return tuple(rows), (*notes, *where_it_starts(rows))
 
 
 class _Wide(NamedTuple):
-    """The gradients in float64, as lists of arrays, and the function and its gradient where a leaf is moved."""
+    """The gradients in float64, as lists of arrays, and the function and its gradient with one leaf moved."""
 
     got: list[np.ndarray]
     want: list[np.ndarray]
@@ -95,7 +95,7 @@ def _in_float64(fn, reference, by_hand, args) -> _Wide:
 
 
 def _as_one_program(fn) -> Callable[..., Any]:
-    """`fn` under jit, since differences call it hundreds of times; as it is, if it branches on values."""
+    """`fn` under jit, since differences call it hundreds of times; without jit if it branches on values."""
     compiled, failed = jax.jit(fn), []
 
     def value_of(*args):
@@ -110,7 +110,7 @@ def _as_one_program(fn) -> Callable[..., Any]:
 
 
 def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.ndarray], np.ndarray]]:
-    """Of the `i`-th leaf: some entries of the gradient with respect to it, where it is moved. One program for all."""
+    """`of_leaf(i)(moved, entries)`: some entries of the gradient for leaf `i`, moved there; one program for all."""
     leaves, tree = jax.tree.flatten(args[0])
 
     def gradients(leaves):
@@ -134,13 +134,13 @@ def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.n
 
 
 def _at_kinks(row, gradient_at, leaf, pairs, seed) -> Row:
-    """A row that is wrong, once more: right if each gradient that is off `jax.grad`'s is another one of a kink's."""
+    """A wrong row, judged again: correct if each gradient that differs from `jax.grad` is another one at a kink."""
     eps = eps_of(leaf.dtype)
     for got, want, allowed in pairs:
         own_eps = eps_of(want.dtype)
         got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
         size = np.abs(want).max(initial=0.0, where=np.isfinite(want))
-        wrong = ~(np.abs(got - want) <= allowed * own_eps * size)  # also where jax.grad has NaN, as of a norm at 0
+        wrong = ~(np.abs(got - want) <= allowed * own_eps * size)  # also where jax.grad has NaN, e.g. for a norm at 0
         accuracy = max(100 * eps ** (2 / 3), min(100 * own_eps, 0.05))
         settings = {"reach": eps ** (1 / 3), "accuracy": accuracy, "seed": seed}
         if wrong.any() and not is_subgradient(gradient_at, leaf, got, wrong, **settings):
@@ -149,21 +149,21 @@ def _at_kinks(row, gradient_at, leaf, pairs, seed) -> Row:
 
 
 def _widen(here, i, wide, got, want, eps, floor, *, tolerance, seed, stopped, kinks) -> Row:
-    """A row that stands on the whole ladder, from one that stands on its lowest rung."""
+    """A row for all references, from one for `jax.grad` in the arguments' dtype."""
     got64, want64 = wide.got[i], wide.want[i]
     single_eps = eps_of(np.float32)
-    noise = min(error_in_eps(wide.want32[i], want64, single_eps), 1 / single_eps)  # that is all wrong
+    noise = min(error_in_eps(wide.want32[i], want64, single_eps), 1 / single_eps)  # at most 100% wrong
     allowed = max(tolerance, NOISE_ALLOWANCE * noise)
     double_eps = eps_of(np.float64)
     here = leaf_row(here.leaf, got, want, allowed, eps, here.rungs)
     double = leaf_row(here.leaf, got64, want64, max(allowed, FLOAT64_TOLERANCE / double_eps), double_eps, "")
-    if noise > 100 or not want64.any():  # its terms cancel, or it is saturated: rounding is what is left of it
+    if noise > 100 or not want64.any():  # its terms cancel, or it is saturated: only rounding is left
         floor = max(floor, ROUNDING_FLOOR * max(abs(wide.value), 1.0) * double_eps)
     if np.abs(np.asarray(got, np.float64) - want).max(initial=0) <= floor / double_eps * eps:
         here = here._replace(ok=True, fault="")
     if np.abs(got64 - want64).max(initial=0) <= floor:
         double = double._replace(ok=True, fault="")
-    if not here.ok and error_in_eps(got, want64, eps) <= allowed:  # as near the truth as jax.grad is
+    if not here.ok and error_in_eps(got, want64, eps) <= allowed:  # as accurate as jax.grad is
         here = here._replace(ok=True, fault="")
 
     rungs = [] if want.dtype == np.float64 else [f"{here.rungs} {here.error:.2g} eps"]
@@ -178,21 +178,21 @@ def _widen(here, i, wide, got, want, eps, floor, *, tolerance, seed, stopped, ki
         rungs.append(row.rungs.removeprefix(", "))
     complaint = ""
     if stopped:
-        rungs.append("stopped by intent: no differences")
+        rungs.append("stopped on purpose: no differences")
     elif want64.size and np.isfinite(got64).all() and np.isfinite(want64).all():
         size = max(float(np.linalg.norm(g)) for g in (got64, want64))
         value_at, leaf = partial(wide.value_at, i), wide.leaves[i]
         agrees, text = differences(lambda v: lambda t: value_at(leaf + t * v), got64, size, seed)  # None: cannot tell
         rungs += [text, taylor_order(lambda t: value_at(leaf + t * random_direction(seed, leaf.shape)), got64, seed)]
         if row.ok and agrees is False and kinks and along_entries(row.leaf, value_at, leaf, got64, seed).ok:
-            agrees = None  # a kink that moving along one entry does not show
+            agrees = None  # a kink that no single entry shows
             rungs += [] if AT_KINKS in rungs else [AT_KINKS]
         if row.ok and agrees is False:
-            complaint = "equals jax.grad, but not the differences of the function: does that carry a derivative rule?"
+            complaint = "equals jax.grad, but not the differences of the function: has that its own derivative rule?"
         elif not row.ok and agrees:
             row = row._replace(
-                fault=f"{row.fault}; yet the differences of the function side with it, not with jax.grad"
+                fault=f"{row.fault}; but the differences of the function agree with it, not with jax.grad"
             )
     if allowed > tolerance:
-        rungs.append(f"{allowed:.2g} eps allowed, jax.grad's own rounding being {noise:.2g}")
+        rungs.append(f"{allowed:.2g} eps allowed, since jax.grad's own rounding is {noise:.2g}")
     return row._replace(ok=row.ok and not complaint, fault=row.fault or complaint, rungs=", ".join(filter(None, rungs)))

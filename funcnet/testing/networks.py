@@ -1,4 +1,4 @@
-"""Checks of a network's gradient: against `jax.grad(objective)` and the ladder, at kinks, and how it behaves."""
+"""Checks of a network's gradient: against `jax.grad(objective)` and the ladder, at kinks, and under repetition."""
 
 import functools
 import tempfile
@@ -37,15 +37,15 @@ def check_backward(
 ) -> Report:
     """Check `backward` against `jax.grad(objective)` and the rest of the ladder, at one point.
 
-    Beside the gradient: the same bits when run again, the batch as the mean of its samples and, of another function
-    than funcnet's own, the same without jit.
+    It also checks that a second run gives the same bits, that the batch gives the mean of its samples and, for other
+    functions than funcnet's own, that the result is the same without jit.
 
     Args:
-      params: the network; in float64 too if that is enabled.
-      x: `(..., n_0)`; dense inputs show more than MNIST's zeros.
+      params: the network; also in float64, if that is enabled.
+      x: `(..., n_0)`; dense inputs show more mistakes than MNIST's zeros.
       y: class ids or targets.
       network: as in `backward`.
-      backward: the function to check, in place of funcnet's own, with its signature; a default network is not passed.
+      backward: the function to check instead of funcnet's own, with its signature; a default network is not passed.
       masks: as in `backward`.
       sample_weight: as in `backward`.
       seed: of the random directions.
@@ -68,12 +68,12 @@ def check_backward(
     near = near_kinks(args, network)
     at_kink = np.asarray(np.concatenate(near, 1).any(1))
     floors = slope_floors(args, network)
-    # The kinks of activations are known, and are judged below; those of a loss are not.
+    # The kinks of activations are known, and are judged below; those of a loss are not known.
     rows, notes = judge(fn, reference, by_hand, args, floors=floors, kinks=not at_kink.any(), **settings)
     if at_kink.any():
-        count = f"{at_kink.sum()} of {len(at_kink)} samples lie within rounding of a kink"
+        count = f"{at_kink.sum()} of {len(at_kink)} samples are within rounding of a kink"
         if all(row.ok for row in rows):
-            notes += (f"{count}; there it takes the side that jax.grad takes",)
+            notes += (f"{count}; there it takes the same side as jax.grad",)
         else:
             judged = "they" if at_kink.sum() <= JUDGED_AT_KINKS else f"the first {JUDGED_AT_KINKS} of them"
             rows, notes = (), (f"{count}; {judged} are judged one by one, between the gradients on either side",)
@@ -90,11 +90,11 @@ def check_backward(
 
 
 def assert_backward(params: Params, x: Any, y: Any, network: Network = Network(), **settings: Any) -> None:
-    """`check_backward`, raising where it is not ok. Args as there.
+    """Raise an error if `check_backward` is not ok. Args as there.
 
     Raises:
-      AssertionError: with the report as its message, and the path of a folder with the arguments (`case.npz`) and a
-        script of five lines (`reproduce.py`) that runs the check on them again.
+      AssertionError: its message is the report, and the path of a script of five lines (`reproduce.py`) that runs the
+        check again with the same arguments, which are beside it (`case.npz`).
 
     >>> import funcnet
     >>> params = funcnet.init(jax.random.key(0), (4, 5, 3))
@@ -123,10 +123,10 @@ def save_case(
       params: as in `check_backward`.
       x: as in `check_backward`.
       y: as in `check_backward`.
-      network: as in `check_backward`; an activation or loss of your own is left for you to fill in.
+      network: as in `check_backward`; fill in your own activation or loss in the script.
       masks: as in `check_backward`.
       sample_weight: as in `check_backward`.
-      **settings: the rest of them; a function is left for you to fill in.
+      **settings: its other arguments; fill in a function in the script.
 
     Returns:
       The script.
@@ -135,7 +135,7 @@ def save_case(
     arrays = {f"params_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(params))} | {"x": x, "y": y}
     arrays |= {f"mask_{l}": mask for l, mask in enumerate(masks or ()) if mask is not None}
     arrays |= {} if sample_weight is None else {"sample_weight": sample_weight}
-    # npz knows no bfloat16: it is kept as float32, exactly, and converted back.
+    # npz has no bfloat16: it is stored exactly, as float32, and converted back.
     arrays = {name: np.asarray(a) for name, a in arrays.items()}
     bfloat16 = [name for name, a in arrays.items() if a.dtype == jnp.bfloat16]
     arrays |= {name: arrays[name].astype(np.float32) for name in bfloat16}
@@ -158,13 +158,10 @@ def save_case(
     return folder / "reproduce.py"
 
 
-# How a gradient behaves.
-
-
 def _judge_behaviour(by_hand, args, compute_dtype, *, own) -> tuple[Row, ...]:
-    """The same bits again; in float64 the batch as the mean of its samples; and, but for `own`, the same without jit.
+    """The same bits again; in float64 the batch as the mean of its samples; and, unless `own`, the same without jit.
 
-    Without jit each operation is a program of its own, seconds of compiling; funcnet's own tests do that for its own.
+    Without jit each operation is a separate program, which takes seconds to compile; funcnet's tests do that for `own`.
     """
     first, again = as_arrays(by_hand(*args)), as_arrays(by_hand(*args))
     same = all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
@@ -196,7 +193,7 @@ def _of_samples(by_hand, params, x, y, masks):
 
 
 def _worst_row(name, got, want) -> Row:
-    """A row for two gradients in float64, leaf by leaf; a leaf that is rounding beside the others cannot differ."""
+    """A row for two gradients in float64, leaf by leaf; differences below the rounding of the largest leaf are 0."""
     got, want, eps = as_arrays(got), as_arrays(want), eps_of(np.float64)
     floor = ROUNDING_FLOOR * eps * max(np.abs(leaf).max(initial=0.0) for leaf in want)
     pairs = [pair for pair in zip(got, want, strict=True) if not np.abs(pair[0] - pair[1]).max(initial=0.0) <= floor]
@@ -205,11 +202,8 @@ def _worst_row(name, got, want) -> Row:
     return Row(name, (), error, ok, f"in float64, to {FLOAT64_TOLERANCE:g}", "" if ok else "they differ")
 
 
-# Known mistakes.
-
-
 def _suspects(by_hand, args, network) -> tuple[str, ...]:
-    """Known mistakes, made on purpose: which of them gives the same wrong gradient?"""
+    """The known mistakes, made on purpose, that give the same wrong gradient."""
     params, x, y, masks, w = args
     hidden = network.hidden
     flat = tuple(map(_without_slope, hidden)) if isinstance(hidden, tuple) else _without_slope(hidden)
@@ -232,9 +226,9 @@ def _suspects(by_hand, args, network) -> tuple[str, ...]:
     for name, changed in mistakes.items():
         made = as_arrays(backward(params, x, **(call | changed)))
         if all(error_in_eps(m, r, 1e-5) <= 1 for m, r in zip(made, right, strict=True)):
-            continue  # no mistake at all, here
+            continue  # not a mistake here
         if all(g.shape == m.shape and error_in_eps(g, m, 1e-5) <= 1 for g, m in zip(got, made, strict=True)):
-            notes.append(f"exactly what comes out where {name}")
+            notes.append(f"exactly the gradient that results if {name}")
     return tuple(notes)
 
 
@@ -243,11 +237,8 @@ def _without_slope(f):
     return Activation(f.name, f.fn, lambda z, a: jnp.ones_like(z))
 
 
-# Calls, and what they are of.
-
-
 def _as_rows(params, x, y, network, masks, sample_weight):
-    """Arguments with one leading axis: what a sample is must be plain."""
+    """The arguments with one leading axis, that of the samples."""
     x, y = jnp.asarray(x), jnp.asarray(y)
     check_params(params)
     check_input(params, x)
@@ -270,7 +261,7 @@ _jax_gradient = jax.jit(jax.grad(_objective, argnums=1))
 
 @functools.lru_cache(64)
 def _hand_written(backward, network):
-    """`by_hand(params, x, y, masks, sample_weight)`, one and the same function for the same network."""
+    """`by_hand(params, x, y, masks, sample_weight)`, the same function object for the same network."""
 
     def by_hand(params, x, y, masks, sample_weight):
         arrays = {"masks": masks, "sample_weight": sample_weight}

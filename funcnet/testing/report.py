@@ -1,4 +1,4 @@
-"""What a check found: a row for each leaf, how far off it is, where, and what that looks like."""
+"""The report of a check: for each leaf its error, where it is largest, and a likely cause."""
 
 import itertools
 import math
@@ -17,14 +17,14 @@ class Row(NamedTuple):
 
     leaf: str  # layer 2 W
     shape: tuple[int, ...]
-    error: float  # max|d| / (eps max|leaf|), on the rung where it is largest over its tolerance
+    error: float  # max|d| / (eps max|leaf|), for the worst reference
     ok: bool
-    rungs: str  # what the verdict stands on
-    fault: str = ""  # where it is worst, how much is wrong, what it looks like
+    rungs: str  # the references
+    fault: str = ""  # where the error is largest, how much is wrong, a likely cause
 
 
 class Report(NamedTuple):
-    """What a check found. `str(report)` is a table; its truth value is `ok`."""
+    """The result of a check. `str(report)` is a table; its truth value is `ok`."""
 
     title: str
     rows: tuple[Row, ...]
@@ -32,11 +32,11 @@ class Report(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether every row is."""
+        """Whether every row is ok."""
         return all(row.ok for row in self.rows)
 
     def __bool__(self) -> bool:
-        """A tuple would always be true, and `assert check_backward(...)` with it."""
+        """`ok`; a tuple would be true, and `assert check_backward(...)` would never fail."""
         return self.ok
 
     @property
@@ -45,7 +45,7 @@ class Report(NamedTuple):
         return max((row.error for row in self.rows), default=0.0)
 
     def __str__(self) -> str:
-        """One line per leaf, then what is wrong with those that are, then the notes."""
+        """One line per leaf, then the faults, then the notes."""
         cells = [
             (row.leaf, str(row.shape), f"{row.error:.3g} eps", "ok" if row.ok else "WRONG", row.rungs)
             for row in self.rows
@@ -61,7 +61,7 @@ class Report(NamedTuple):
 
 
 def verdict(name, shape, ok, rungs, fault) -> Row:
-    """A row for what is right or wrong, with no size of error between."""
+    """A row that is either correct or wrong, without a size of the error."""
     return Row(name, shape, 0.0 if ok else math.inf, ok, rungs, "" if ok else fault)
 
 
@@ -73,7 +73,7 @@ def leaf_row(name, got, want, tolerance, eps, rungs) -> Row:
 
 
 def error_in_eps(got, want, eps) -> float:
-    """`max|d| / (eps max|want|)`; where NaN or an infinity stands, it must stand in both."""
+    """`max|d| / (eps max|want|)`; NaN and infinities must be in the same places in both."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     finite = np.isfinite(want)
     if (np.isfinite(got) != finite).any() or not np.array_equal(got[~finite], want[~finite], equal_nan=True):
@@ -84,7 +84,7 @@ def error_in_eps(got, want, eps) -> float:
 
 
 def _fault(got, want, relative) -> str:
-    """Where it is worst, what is there, how much is wrong, and what that looks like."""
+    """The entry with the largest error, the two values there, how much is wrong, and a likely cause."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     off = np.where(np.isnan(got - want), np.inf, np.abs(got - want))
     worst = np.unravel_index(off.argmax(), off.shape)
@@ -99,12 +99,10 @@ def _likely_cause(got, want) -> str:
         return "it is not finite" if np.isfinite(want).all() else ""
     close = partial(np.allclose, rtol=1e-5, atol=1e-5 * np.abs(want).max())
     if not got.any():
-        return "it is zero throughout"
+        return "all of it is zero"
     factor = float((got * want).sum() / (want * want).sum()) if want.any() else 0.0
     if factor and close(got / factor, want):
-        return (
-            "the sign is wrong" if abs(factor + 1) < 1e-6 else f"throughout it is {factor:.6g} times what it should be"
-        )
+        return "the sign is wrong" if abs(factor + 1) < 1e-6 else f"all of it is {factor:.6g} times the expected value"
     if want.ndim == 2 and want.shape[0] == want.shape[1] and close(got.T, want):
         return "it is transposed"
     if want.ndim == 1 and np.ptp(got) <= 1e-6 * np.abs(got).max():
@@ -113,12 +111,12 @@ def _likely_cause(got, want) -> str:
     if missing.any() and close(got[~missing], want[~missing]):
         return f"{missing.sum()} entries are zero"
     if close(np.sort(got, axis=None), np.sort(want, axis=None)):
-        return "the entries are right but in another order"
+        return "the entries are correct, but in another order"
     return ""
 
 
 def where_it_starts(rows) -> tuple[str, ...]:
-    """In which layer the deltas go wrong, where the layers after it are right."""
+    """The layer from which the deltas are wrong, if those of the layers after it are correct."""
     by_layer = {}
     for row in rows:
         if row.leaf.startswith("layer "):
@@ -127,12 +125,14 @@ def where_it_starts(rows) -> tuple[str, ...]:
     wrong = [l for l in by_layer if l not in right]
     if wrong and right and max(wrong) < min(right) and not any(itertools.chain(*(by_layer[l] for l in wrong))):
         l = max(wrong)
-        return (f"wrong up to layer {l}, right after it: look at delta_{l} = (delta_{l + 1} W_{l + 1}^T) * f'(z_{l})",)
+        return (
+            f"wrong up to layer {l}, correct after it: look at delta_{l} = (delta_{l + 1} W_{l + 1}^T) * f'(z_{l})",
+        )
     return ()
 
 
 def structure_rows(got, want) -> tuple[Row, ...]:
-    """Rows for what makes two trees impossible to compare; none if nothing does."""
+    """Rows for differences in structure, shape or dtype, with which two trees cannot be compared; none if equal."""
     if jax.tree.structure(got) != jax.tree.structure(want):
         fault = f"the tree is {jax.tree.structure(got)}, expected {jax.tree.structure(want)}"
         return (verdict("tree", (), False, "", fault),)
@@ -146,5 +146,5 @@ def structure_rows(got, want) -> tuple[Row, ...]:
 
 
 def name_of(fn) -> str:
-    """What a function is called, whatever is wrapped around it."""
+    """The name of a function, also if it is wrapped in a `partial`."""
     return getattr(fn, "__name__", None) or name_of(getattr(fn, "func", type(fn)))

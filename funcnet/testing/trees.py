@@ -1,4 +1,4 @@
-"""Trees of arrays and their dtypes, as checks need them."""
+"""Trees of arrays and their dtypes, for the checks."""
 
 import contextlib
 
@@ -16,11 +16,11 @@ def leaf_names(tree) -> list[str]:
     return [jax.tree_util.keystr(path) or "value" for path in paths]
 
 
-# What is not the function under test is computed by NumPy, and put on the device as it is: JAX would compile a program
-# for each operation and shape, and `jnp.asarray` of NumPy's arrays is one, too.
+# The checks compute everything except the function under test in NumPy, and use `jax.device_put`: JAX would compile a
+# program for each operation and shape, also for `jnp.asarray` of a NumPy array.
 
 
-# A gradient under test may hold NaN and infinities: the report tells of them, NumPy need not warn.
+# A gradient under test may have NaN and infinities: the report shows them, so NumPy need not warn.
 whatever_the_numbers = np.errstate(all="ignore")
 
 
@@ -30,7 +30,7 @@ def as_arrays(tree) -> list[np.ndarray]:
 
 
 def cast_to(args, dtype):
-    """A tree with its floating arrays in another dtype, NumPy's still NumPy's; all else stays as it is."""
+    """A tree with its floating arrays in another dtype; NumPy arrays stay NumPy arrays, other leaves are unchanged."""
 
     def cast(leaf):
         if not jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating):

@@ -1,10 +1,10 @@
-"""Does `funcnet.testing` reject a correct gradient? Random networks, until the count is reached.
+"""Count how many correct gradients of random networks `funcnet.testing` rejects.
 
     python scripts/checks/false_alarms.py --cases 10000
 
-Networks of 1 to 6 layers, 1 to 12 units wide, each with its activations, loss, leading axes, labels, dropout masks,
-weights and dtype; then many draws of the numbers for each. A quarter of the draws has whole-numbered weights and
-inputs, so that pre-activations are exactly at the kink, and an eighth has all-zero weights.
+The networks have 1 to 6 layers of 1 to 12 units, with random activations, loss, leading axes, labels, dropout masks,
+weights and dtype. For each there are many draws of the numbers. A quarter of the draws has whole numbers as weights and
+inputs, so that pre-activations are exactly at the kink, and an eighth has zero weights.
 """
 
 import sys
@@ -23,7 +23,7 @@ from funcnet.arguments import check_meaning
 
 
 def draw_network(rng):
-    """A dtype, a network, and the shape of its data, as `draw_arrays` takes it."""
+    """A dtype, a network, and the shape of its data for `draw_arrays`."""
     fs, depth = activations.SHIPPED, int(rng.integers(1, 7))
     sizes = [int(n) for n in rng.integers(1, 13, depth + 1)]
     sizes[-1] = max(sizes[-1], 2)
@@ -34,7 +34,7 @@ def draw_network(rng):
     ids, masked, weighted = (rng.random(3) < 0.5).tolist()
     dtype = ["float32", "float64", "float16", "bfloat16"][rng.choice(4, p=[0.4, 0.4, 0.1, 0.1])]
     network = Network(hidden, output, loss)
-    with suppress(ValueError):  # an output that the loss is not for is refused
+    with suppress(ValueError):  # the output may not fit the loss
         check_meaning(network, sizes[-1])
         return dtype, network, (sizes, leading, ids, masked, weighted)
     return dtype, Network(hidden, loss=loss), (sizes, leading, ids, masked, weighted)
@@ -60,7 +60,7 @@ def draw_arrays(rng, dtype, sizes, leading, ids, masked, weighted):
 
 
 def main(*, cases: int = 10_000, seed: int = 0, draws: int = 100) -> int:
-    """Print what is rejected of so many cases, `draws` of each network, since compiling is what costs; 1 if any is."""
+    """Print the rejected cases, with `draws` per network, since compiling takes the time; return 1 if there are any."""
     networks, numbers = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     rejected, seen, start = 0, Counter(), time.perf_counter()
     while seen.total() < cases:

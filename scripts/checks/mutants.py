@@ -1,4 +1,4 @@
-"""Wrong gradients on purpose: which checker notices?
+"""Test which checkers notice gradients that are wrong on purpose.
 
     python scripts/checks/mutants.py         # every mutant, two sizes, float32 and float64, three checkers
 
@@ -30,7 +30,7 @@ def backward(
     mask_dW=lambda a, mask: a * mask, dW=lambda a, delta: a.T @ delta, db=lambda delta: delta.sum(0),
     finish=lambda grads: grads,
 ):  # fmt: skip
-    """The four equations for tanh and softmax cross-entropy on soft labels, each step open to a mistake."""
+    """The four equations for tanh and softmax cross-entropy on soft labels; each step can be replaced by a mistake."""
     a = [inputs(x)]
     for l, ((W, b), mask) in enumerate(zip(params, masks, strict=True), 1):
         z = (a[-1] * mask) @ W + b[None]
@@ -89,7 +89,7 @@ MUTANTS: dict[str, dict[str, Callable]] = {
     "stale activations": {"inputs": lambda x: jnp.roll(x, 1, 0)},
     "last sample left out": {"dW": lambda a, delta: a[:-1].T @ delta[:-1]},
     "first layer left at zero": edit(0, jnp.zeros_like),
-    "first layer without the mean": edit(0, lambda g: g * 16),  # as many samples as `case` has
+    "first layer without the mean": edit(0, lambda g: g * 16),  # the number of samples in `case`
     "deltas rounded to bfloat16": {"stored": lambda delta: delta.astype(jnp.bfloat16).astype(delta.dtype)},
     "deltas clipped at 0.01": {"stored": lambda delta: jnp.clip(delta, -0.01, 0.01)},
 }  # fmt: skip
@@ -107,17 +107,17 @@ def case(sizes, dtype, mutant="", seed=0, samples=16):
 
 
 def objective(params, x, y, masks, w):
-    """What the mutants claim to be the gradient of."""
+    """The function of which the mutants claim to be the gradient."""
     return funcnet.objective(params, x, y, funcnet.Network(funcnet.tanh), masks=masks, sample_weight=w)
 
 
 def funcnet_notices(gradient, args) -> bool:
-    """Whether `funcnet.testing.check_gradients` does."""
+    """Whether `funcnet.testing.check_gradients` notices."""
     return not testing.check_gradients(objective, gradient, args).ok
 
 
 def check_grads_notices(gradient, args) -> bool:
-    """Whether `jax.test_util.check_grads` does, with its defaults, the mutant behind a `custom_vjp` as it needs it."""
+    """Whether `jax.test_util.check_grads` notices, with its defaults; it needs the mutant in a `custom_vjp`."""
     f = jax.custom_vjp(lambda params: objective(params, *args[1:]))
     f.defvjp(lambda params: (f(params), params),
              lambda params, ct: (jax.tree.map(lambda g: g * ct, gradient(params, *args[1:])),))  # fmt: skip
@@ -128,7 +128,7 @@ def check_grads_notices(gradient, args) -> bool:
 
 
 def chex_notices(gradient, args) -> bool:
-    """Whether `chex.assert_trees_all_close` against `jax.grad` does, with its defaults."""
+    """Whether `chex.assert_trees_all_close` against `jax.grad` notices, with its defaults."""
     import chex  # pyright: ignore[reportMissingImports]  (in the extra `bench`)
 
     with suppress(AssertionError):
@@ -141,7 +141,7 @@ CHECKERS = {"funcnet": funcnet_notices, "check_grads": check_grads_notices, "che
 
 
 def main() -> int:
-    """Print the table, in Markdown; 1 if funcnet missed one or rejected the correct gradient."""
+    """Print the table in Markdown; return 1 if funcnet missed a mistake or rejected the correct gradient."""
     columns = list(product(((4, 5, 3), (784, 256, 10)), ("float32", "float64")))
     heads = ["-".join(map(str, sizes)) + f" {dtype}" for sizes, dtype in columns]
     print(f"noticed by: {', '.join(CHECKERS)}; jax {jax.__version__} on {jax.devices()[0].device_kind}\n")

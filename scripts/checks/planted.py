@@ -1,15 +1,15 @@
-"""Plant small mistakes in funcnet, one at a time: which of them does the quick suite notice?
+"""Plant small mistakes in funcnet, one at a time, and count those that the quick tests notice.
 
     python scripts/checks/planted.py                       # every file, every mistake: hours on two cores
     python scripts/checks/planted.py mlp losses            # two files
     python scripts/checks/planted.py --sample 30           # thirty mistakes of each file, drawn by --seed
 
-A mistake is one change of one expression: another operator, comparison, constant or function, a condition negated, a
-term or a factor dropped, two arguments swapped. Docstrings, annotations, messages and decorators are left alone. Each
-mistake is tried in a process of its own, in which the quick tests of that file run until the first one fails. A test
-that does not end within `--seconds` counts as failed. What only other tests would notice counts as missed.
+A mistake is one change of one expression: another operator, comparison, constant or function, a negated condition, a
+dropped term or factor, two swapped arguments. Docstrings, annotations, messages and decorators are not changed. Each
+mistake is tried in a separate process, in which the quick tests of that file run until the first one fails. A test
+that does not end within `--seconds` counts as failed. A mistake that only other tests would notice counts as missed.
 
-mutmut was tried: it changes only the bodies of functions, and funcnet's rules are values at module level.
+mutmut cannot do this: it changes only the bodies of functions, and funcnet's rules are values at module level.
 """
 
 import ast
@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 
-TESTS = {  # of each file, the quickest to notice first; its own doctests come before them
+TESTS = {  # the tests of each file, the quickest to notice first; the file's doctests run before them
     "activations": ["activations", "gradients", "network", "testing"],
     "losses": ["losses", "gradients", "evaluation", "network", "testing"],
     "initializers": ["network", "mlp"],
@@ -64,11 +64,19 @@ PAIRS = [("sum", "mean"), ("maximum", "minimum"), ("max", "min"), ("ones", "zero
          ("all", "any"), ("sin", "cos"), ("exp", "expm1"), ("log", "log1p"), ("floor", "ceil"), ("argmax", "argmin"),
          ("psum", "pmean"), ("reversed", "list"), ("sqrt", "square")]  # fmt: skip
 OTHER_FUNCTION = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
-SYMMETRIC = {"max", "min", "maximum", "minimum", "isinstance", "getattr", "partial"}  # or of no use swapped
+SYMMETRIC = {
+    "max",
+    "min",
+    "maximum",
+    "minimum",
+    "isinstance",
+    "getattr",
+    "partial",
+}  # a swap is no mistake, or pointless
 
 
 class Mistake(NamedTuple):
-    """One change: the place of the node in `ast.walk`, and what is there instead."""
+    """One change: the position of the node in `ast.walk`, and its replacement."""
 
     module: str
     line: int
@@ -81,7 +89,7 @@ class Mistake(NamedTuple):
 
 
 def text_of(node: ast.AST) -> str:
-    """As it stands in the file; of an `if` the first line."""
+    """The code of a node; for an `if` its first line."""
     return f"if {ast.unparse(node.test)}:" if isinstance(node, ast.If) else ast.unparse(node)
 
 
@@ -135,21 +143,21 @@ def others(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def left_alone(node: ast.AST) -> Iterator[ast.AST]:
-    """What stands below a node and computes nothing: annotations, decorators, messages, documentation, `__all__`."""
+    """The nodes below a node that compute nothing: annotations, decorators, messages, documentation, `__all__`."""
     match node:
         case ast.FunctionDef() | ast.ClassDef() | ast.AnnAssign() | ast.arg():
             yield from getattr(node, "decorator_list", ())
             yield from filter(None, (getattr(node, "returns", None), getattr(node, "annotation", None)))
         case ast.Assign(targets=[ast.Name(id="__all__" | "Params" | "Masks" | "Shape" | "Schedule")]) | ast.Raise():
             yield from ast.iter_child_nodes(node)
-        case ast.keyword(arg="strict"):  # of zip: says what holds anyway
+        case ast.keyword(arg="strict"):  # of zip: it only checks
             yield node.value
         case ast.JoinedStr() | ast.Subscript(value=ast.Name(id="Callable" | "tuple" | "list")):
             yield from ast.iter_child_nodes(node)
 
 
 def mistakes_in(module: str) -> list[Mistake]:
-    """All of them, in the order of the file."""
+    """All mistakes in a file, in its order."""
     tree = ast.parse((ROOT / "funcnet" / f"{module}.py").read_text())
     skipped = set()
     found = []
@@ -164,7 +172,7 @@ def mistakes_in(module: str) -> list[Mistake]:
 
 
 def with_mistake(source: str, mistake: Mistake) -> ast.Module:
-    """The file as a tree, with the one change."""
+    """The file as a tree, with the change."""
     tree = ast.parse(source)
     wanted = list(ast.walk(tree))[mistake.node]
 
@@ -184,18 +192,18 @@ class Loader(SourceFileLoader):
         self.mistake = mistake
 
     def get_code(self, fullname: str):  # noqa: ARG002  there is one
-        """Of the changed file, without a cache."""
+        """The code of the changed file, without a cache."""
         return compile(with_mistake(self.get_data(self.path).decode(), self.mistake), self.path, "exec")
 
 
 class Finder(MetaPathFinder):
-    """Finds that one module, and leaves all others to the usual way."""
+    """Finds that one module; all others are found as usual."""
 
     def __init__(self, mistake: Mistake):
         self.mistake = mistake
 
     def find_spec(self, fullname, *_):
-        """What `import` asks for."""
+        """The spec of the module, for `import`."""
         if fullname != f"funcnet.{self.mistake.module}":
             return None
         file = ROOT / "funcnet" / f"{self.mistake.module}.py"
@@ -203,7 +211,7 @@ class Finder(MetaPathFinder):
 
 
 def run_tests(mistake: Mistake | None, module: str, log: Path) -> int:
-    """In a process of its own: 0 if no test fails."""
+    """Run the tests in this process, which must be a new one; return 0 if none fails."""
     with log.open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
@@ -221,7 +229,7 @@ def run_tests(mistake: Mistake | None, module: str, log: Path) -> int:
 
 
 def try_all(tasks: list[tuple[str, Mistake | None]], *, processes: int, seconds: float, folder: Path) -> dict[int, str]:
-    """For each task `missed`, or how it was noticed."""
+    """For each task `missed`, or the test that noticed it."""
     running: dict[int, tuple[int, float]] = {}
     results, waiting = {}, list(enumerate(tasks))[::-1]
     while waiting or running:
@@ -255,14 +263,14 @@ def first_failure(log: Path) -> str:
 
 
 def main() -> int:
-    """The number of mistakes that nobody noticed, at most 100."""
+    """Run the command line; return the number of missed mistakes, at most 100."""
     parser = ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("modules", nargs="*", metavar="file", help=f"of funcnet: {', '.join(TESTS)}; all of them")
-    parser.add_argument("--sample", type=int, help="so many mistakes of each file; all of them")
+    parser.add_argument("modules", nargs="*", metavar="file", help=f"of funcnet: {', '.join(TESTS)}; by default all")
+    parser.add_argument("--sample", type=int, help="number of mistakes per file; by default all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--processes", type=int, default=2, help="side by side")
+    parser.add_argument("--processes", type=int, default=2, help="number of parallel processes")
     parser.add_argument("--seconds", type=float, default=300, help="after which a test counts as failed")
-    parser.add_argument("--unchecked", action="store_true", help="do not see first whether the tests pass as it is")
+    parser.add_argument("--unchecked", action="store_true", help="do not first check that the tests pass")
     parser.add_argument("--list", action="store_true", help="print the mistakes and try none")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     settings = parser.parse_args()
@@ -280,7 +288,7 @@ def main() -> int:
         print(*(mistake for _, mistake in tasks), sep="\n")
         return 0
 
-    import hypothesis  # noqa: F401  what the tests import is imported once, before the processes part
+    import hypothesis  # noqa: F401  import once, before the processes fork
     import jax  # noqa: F401
     import optax  # noqa: F401
     import pytest  # noqa: F401
@@ -288,7 +296,7 @@ def main() -> int:
 
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as name:
-        # What a mistake does not change is compiled once for all processes.
+        # Programs that a mistake does not change are compiled once for all processes.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{name}/cache"
         run = partial(try_all, processes=settings.processes, folder=Path(name))
         if not settings.unchecked:

@@ -1,4 +1,4 @@
-"""What a run trains on and is scored on."""
+"""The data for the training and the scores of a run."""
 
 import math
 import zlib
@@ -21,12 +21,12 @@ class Part(NamedTuple):
     """Training, validation or test data."""
 
     images: Any  # (N, pixels) uint8, as stored
-    inputs: Any  # the same as the network sees them, or (M, N, pixels), if each of an ensemble has its own
+    inputs: Any  # the images as the network sees them, or (M, N, pixels) if each network of an ensemble has its own
     labels: Any  # (N,) class ids
 
 
 class Data(NamedTuple):
-    """A data set, cut into its parts."""
+    """A data set, split into its parts."""
 
     name: str
     parts: dict[str, Part]  # train, maybe validation, test
@@ -35,11 +35,11 @@ class Data(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """How many there are, in all parts together."""
+        """The number of classes in all parts together."""
         return len(self.names)
 
     def facts(self) -> dict[str, Any]:
-        """What tells one data set from another, as JSON keeps it."""
+        """The facts that tell data sets apart, for JSON."""
         shapes, checksum = {}, 0
         for name, (images, _, labels) in self.parts.items():
             shapes[name] = [*images.shape]
@@ -53,11 +53,11 @@ UPRIGHT = jax.jit(upright, static_argnames=("width", "image_shape"))  # one prog
 
 
 def load(config: Config) -> Data:
-    """The data set, cut into its parts.
+    """The data set, split into its parts.
 
     Raises:
-      OSError: it cannot be had.
-      ValueError: it is damaged, is none, or does not fit the settings.
+      OSError: it cannot be found, downloaded or read.
+      ValueError: it is damaged, not a data set, or does not fit the settings.
     """
     name, dataset, names = find(config)
     for part, (_, labels) in dataset._asdict().items():
@@ -72,7 +72,7 @@ def load(config: Config) -> Data:
     end = len(x) - config.fold * held_out
     if end < held_out:
         raise ValueError(
-            f"--fold is {config.fold}, expected less than {len(x) // held_out}: so many times are there "
+            f"--fold is {config.fold}, expected less than {len(x) // held_out}, the number of parts of "
             f"--validation {held_out:,} in the {len(x):,} training images"
         )
     fold = np.s_[end - held_out : end]
@@ -89,7 +89,7 @@ def load(config: Config) -> Data:
 
 
 def find(config: Config) -> tuple[str, datasets.Dataset, tuple[str, ...]]:
-    """The data set that is asked for: what it is called, itself, and the names of its classes."""
+    """The name of the data set in the settings, the data set, and the names of its classes."""
     if config.dataset in ("mnist", "auto"):
         try:
             return "MNIST", datasets.load_mnist(config.data_dir), DIGITS
@@ -118,7 +118,7 @@ def find(config: Config) -> tuple[str, datasets.Dataset, tuple[str, ...]]:
 
 
 def as_seen(config: Config, images: np.ndarray) -> np.ndarray:
-    """The images as the networks get to see them: upright, if that is asked for."""
+    """The images as the networks see them: made upright, if the settings say so."""
     side = math.isqrt(images.shape[-1])
     sets = [
         np.asarray(UPRIGHT(jnp.asarray(images), width=width or None, image_shape=(side, side)))

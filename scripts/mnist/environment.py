@@ -1,4 +1,4 @@
-"""What decides the bits of a run besides its settings: JAX's flags, and the machine."""
+"""The facts besides the settings that determine the bits of a run: JAX's flags, and the machine."""
 
 import os
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import jax
 from jaxlib.version import __version__ as jaxlib_version
 
-# Under another one of these a run draws other numbers, or computes in another precision.
+# With another value of these a run draws other random numbers, or computes in another precision.
 DECISIVE = (
     "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset",
     "jax_default_matmul_precision",
 )  # fmt: skip
-# Under another one of these it is the same run, to rounding.
+# With another value of these it is the same run up to rounding.
 ROUNDING = ("jax_disable_most_optimizations", "jax_disable_jit", "jax_optimization_level")
 
 
 def environment() -> dict[str, Any]:
-    """The facts, under their names, as JSON keeps them."""
+    """The facts by name, for JSON."""
     flags = {name: getattr(jax.config, name, None) for name in (*DECISIVE, *ROUNDING)}
     plain = {name: value if isinstance(value, bool | int | None) else str(value) for name, value in flags.items()}
     return plain | {
@@ -28,7 +28,7 @@ def environment() -> dict[str, Any]:
 
 
 def differences(then: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What is otherwise now: the flags that decide, each with its remedy; and what only rounds otherwise."""
+    """The facts that have changed: decisive flags, each with its remedy; and those that only change the rounding."""
     decisive, rounding = [], []
     for name, now in environment().items():
         if name not in then or then[name] == now:
@@ -42,7 +42,7 @@ def differences(then: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _remedy(name: str, value: Any) -> str:
-    """How to set a flag for a process that is yet to start."""
+    """How to set a flag for a new process."""
     if value is None:
         return f"unset {name.upper()}"
     return f"set {name.upper()}={int(value) if isinstance(value, bool) else value}"

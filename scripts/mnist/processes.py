@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, which of them speaks, and what stops them."""
+"""The processes of a run: how they connect, which of them prints, and what stops them."""
 
 import hashlib
 import logging
@@ -20,19 +20,19 @@ from mnist.settings import LARGEST, Config
 
 from funcnet import sharding
 
-HEARTBEAT = 20  # seconds without a sign of life after which a process is taken for dead
+HEARTBEAT = 20  # seconds without a heartbeat after which a process counts as dead
 FAILED, INTERRUPTED, PREEMPTED = 1, 130, 75  # exit codes; Ctrl-C's usual one; EX_TEMPFAIL of sysexits.h, "try again"
 
 
 class Preempted(Exception):  # noqa: N818
-    """The run was told to stop, and has saved a checkpoint to go on from."""
+    """The run was told to stop, and has saved a checkpoint from which it can continue."""
 
 
 def join(config: Config) -> None:
-    """Become one of the processes of a run; before anything else is done with JAX.
+    """Become one of the processes of a run; call it before any other use of JAX.
 
     Raises:
-      ValueError: settings that do not belong together.
+      ValueError: the settings do not fit together.
     """
     processes, process = config.processes, config.process
     if config.coordinator in (None, "auto"):
@@ -47,12 +47,12 @@ def join(config: Config) -> None:
             raise ValueError(f"--coordinator is {config.coordinator!r}, expected host:port or auto")
         if processes is None or process is None:
             raise ValueError(
-                "--coordinator host:port needs --processes and --process: how many there are, which this is"
+                "--coordinator host:port needs --processes and --process: how many there are, and which is this one"
             )
         if not 0 <= process < processes <= LARGEST:
             raise ValueError(
-                f"--process is {process} and --processes {processes}, expected whole numbers, from 0 and up to one "
-                f"less than all of them, which are at most {LARGEST}"
+                f"--process is {process} and --processes {processes}, expected whole numbers, --process from 0 and "
+                f"below --processes, and that at most {LARGEST}"
             )
         jax.distributed.initialize(config.coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
     everything = jax.device_count()
@@ -64,13 +64,13 @@ def join(config: Config) -> None:
 
 
 def check_same(facts: dict[str, Any]) -> None:
-    """Refuse to train where the processes are not of one mind.
+    """Refuse to train if the processes have different settings or data.
 
     Args:
-      facts: what has to be the same in all of them, under names.
+      facts: by name, the facts that must be the same in all processes.
 
     Raises:
-      ValueError: in every process; says what differs.
+      ValueError: in every process, if facts differ; the message names them.
     """
     if jax.process_count() == 1:
         return
@@ -79,7 +79,7 @@ def check_same(facts: dict[str, Any]) -> None:
     differ = (every != every[0]).any((0, 2))
     if differ.any():
         here = [f"{name} {fact!r:.200}" for (name, fact), other in zip(facts.items(), differ, strict=True) if other]
-        raise ValueError(f"the processes were not all given what process {jax.process_index()} was: {', '.join(here)}")
+        raise ValueError(f"not all processes have the same as process {jax.process_index()}: {', '.join(here)}")
 
 
 def is_writer() -> bool:
@@ -88,27 +88,26 @@ def is_writer() -> bool:
 
 
 def say(line: str) -> None:
-    """Tell the person; the standard output is for the result."""
+    """Print a message to standard error; the standard output is for the result."""
     if is_writer():
         print(line, file=sys.stderr, flush=True)
 
 
 def agreed(wish: bool) -> bool:
-    """What the first process wishes: clocks differ, and all have to do the same."""
+    """The wish of the first process, for all: their clocks differ, but all must do the same."""
     return bool(broadcast_one_to_all(np.bool_(wish))) if jax.process_count() > 1 else wish
 
 
 def told_to_stop() -> tuple[Callable[[int], bool], Callable[[], None]]:
-    """From here on Ctrl-C and SIGTERM are minded.
+    """Handle Ctrl-C and SIGTERM from here on.
 
-    While there is something to lose, Ctrl-C, however often it comes, is no more than noted: between two epochs, the one
-    place where nothing is half done, it is a KeyboardInterrupt. (Python would not hear of it sooner: an epoch is one
-    call.) Before the first epoch, once all is saved, and where one process of several cannot keep anything, it ends the
-    process at once.
+    While there are results to lose, Ctrl-C, however often, is only recorded, and raises KeyboardInterrupt between two
+    epochs, where nothing is half done. (Python could not raise it earlier: an epoch is one call.) Before the first
+    epoch, when all is saved, and with several processes, of which one alone cannot save, it ends the process at once.
 
     Returns:
-      `asked`, of the epochs done: whether SIGTERM has come; several processes agree on after which they stop. It raises
-      KeyboardInterrupt after Ctrl-C. And `saved`, to be called when nothing can be lost any more.
+      `asked(done)`, with the number of finished epochs: whether SIGTERM has come; several processes agree on the epoch
+      at which they stop. It raises KeyboardInterrupt after Ctrl-C. And `saved()`, to be called when all is saved.
     """
     something_to_lose, terminated, interrupted = threading.Event(), threading.Event(), threading.Event()
 
@@ -123,7 +122,7 @@ def told_to_stop() -> tuple[Callable[[int], bool], Callable[[], None]]:
             raise KeyboardInterrupt
         return reached_preemption_sync_point(done) if jax.process_count() > 1 else terminated.is_set()
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so where a shell started it with &
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if a shell started it with &
         signal.signal(signal.SIGINT, interrupt)
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, lambda *_: terminated.set())
@@ -131,7 +130,7 @@ def told_to_stop() -> tuple[Callable[[int], bool], Callable[[], None]]:
 
 
 def give_up() -> int:
-    """The exit code of a failure; one of several processes ends at once, since at an orderly exit all wait for all."""
+    """The exit code of a failure; one of several processes exits at once, since a normal exit would wait for all."""
     if jax.distributed.is_initialized():
         sys.stderr.flush()
         os._exit(FAILED)
@@ -141,13 +140,13 @@ def give_up() -> int:
 def leave() -> NoReturn:
     """End the process after Ctrl-C. XLA may be compiling in other threads, and does not survive an ordinary exit."""
     with suppress(OSError):
-        os.write(2, b"train_mnist: interrupted\n")  # in a signal handler, `print` may meet itself
+        os.write(2, b"train_mnist: interrupted\n")  # in a signal handler, `print` is not reentrant
     os._exit(INTERRUPTED)
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """What orbax says of a full disk, in hundreds of lines of several threads, reaches the run as an exception, too."""
+    """Silence orbax's threads, which print hundreds of lines about a full disk; the run gets an exception anyway."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before, hook = [logger.level for logger in loggers], threading.excepthook
     try:
@@ -163,9 +162,9 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def unfailing_streams() -> Iterator[None]:
-    """A standard output or error that is full, closed, broken or of few characters does not fail the run."""
+    """Do not fail if standard output or error is full, closed or broken, or cannot encode some characters."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # one was closed: the next file that is opened, of weights, say, would have been taken for it
+        pass  # a standard stream was closed: the next file, e.g. of weights, would get its number
     os.close(fd)
     out, err = (Unfailing(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: PTH123, SIM115
     with redirect_stdout(out), redirect_stderr(err):
@@ -190,21 +189,21 @@ class Unfailing:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write, if that is possible."""
+        """Write, if possible."""
         self._attempt(lambda: (self.stream.write(text), self.stream.flush()))
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if that is possible."""
+        """Flush, if possible."""
         self._attempt(self.stream.flush)
 
     def _attempt(self, action: Callable[[], Any]) -> None:
         try:
             action()
-        except (OSError, ValueError) as error:  # a ValueError of a closed one
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
             with suppress(OSError, ValueError):
                 null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, self.stream.fileno())  # what it still holds goes there, too, at the end
+                os.dup2(null, self.stream.fileno())  # its buffer is also written there at the end
                 os.close(null)
             if self.stream is sys.__stdout__:
-                say(f"standard output: {error}; the run goes on without")
+                say(f"standard output: {error}; the run continues without it")

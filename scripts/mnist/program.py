@@ -1,4 +1,4 @@
-"""What the settings of a run amount to: a network, an optimizer, where to start, and pure functions."""
+"""The program of a run, from its settings: a network, an optimizer, a first state, and pure functions."""
 
 import math
 import os
@@ -27,22 +27,22 @@ from funcnet.regularizers import dropout_masks, limit_weights, virtual_adversari
 
 
 class Program(NamedTuple):
-    """A run as functions; how many networks there are, and where they lie, is their own business."""
+    """A run as functions, for one network, an ensemble, or a network on a mesh."""
 
     network: Network
     state: training.TrainState
     epoch: Callable[..., Any]  # (state, key, strength, x, y) -> (state, metrics)
-    feed: Callable[[Array], tuple[Any, Any]]  # the epoch's key -> its x and y, where they are needed
-    weights: Callable[[training.TrainState], Params]  # what is evaluated and saved
+    feed: Callable[[Array], tuple[Any, Any]]  # the epoch's key -> its x and y, on their devices
+    weights: Callable[[training.TrainState], Params]  # the weights to evaluate and save
     members: Callable[[Params], list[Params]]  # the weights of each network
     logits: Callable[[Params, ArrayLike], Array]  # (weights, inputs) -> (N, K), of all networks together
-    place: Callable[[Any], Any]  # puts what is to be evaluated where it is needed
+    place: Callable[[Any], Any]  # puts data for evaluation on their devices
     replay: Callable[..., Any]  # (state, key, strength) -> the first step whose loss is not finite, the state before it
     shardings: Any = None  # of the state, if there is a mesh
 
 
 def decided(config: Config) -> Config:
-    """`--compute-dtype auto` made one of the two, for all processes the same: bfloat16 where it is clearly faster."""
+    """`--compute-dtype auto` decided, the same for all processes: bfloat16 if it is clearly faster."""
     if config.compute_dtype != "auto":
         return config
     return replace(config, compute_dtype="bfloat16" if agreed(products.bfloat16_is_faster()) else "float32")
@@ -59,7 +59,7 @@ def build(config: Config, data: Data, key: Array) -> Program:
     steps = -(-samples // config.batch_size)
     if config.epochs * steps > LARGEST:
         raise ValueError(
-            f"--epochs is {config.epochs}, expected at most {LARGEST // steps}: each is of {steps} steps, which are "
+            f"--epochs is {config.epochs}, expected at most {LARGEST // steps}: each has {steps} steps, which are "
             "counted in 32 bits"
         )
     optimizer = make_optimizer(config, steps_per_epoch=steps)
@@ -103,31 +103,31 @@ def build(config: Config, data: Data, key: Array) -> Program:
 
 
 def batch_size_for(config: Config, samples: int) -> int:
-    """That of the settings, but no more than it takes for all samples: the rest would be fillers."""
+    """The batch size of the settings, but not more than all samples need: the rest would be fillers."""
     if config.accumulate > samples:
         raise ValueError(f"--accumulate is {config.accumulate}, expected at most the {samples:,} training images")
     shares = sharding.make_mesh(config.mesh).shape["data"] if config.mesh else 1
     parts = config.accumulate * shares
     if config.batch_size % parts:
         raise ValueError(
-            f"--batch-size is {config.batch_size}, expected a multiple of {parts}: of --accumulate "
+            f"--batch-size is {config.batch_size}, expected a multiple of {parts}: --accumulate "
             f"{config.accumulate} times the {shares} of --mesh {config.mesh}"
         )
     return min(config.batch_size, -(-samples // parts) * parts)
 
 
 def check_memory(config: Config, data: Data, optimizer: optimizers.Optimizer) -> None:
-    """Refuse what cannot fit into the memory that there is, before any of it is asked for."""
+    """Refuse settings that need more memory than there is, before any of it is allocated."""
     sizes = (data.parts["train"].images.shape[1], *config.hidden_sizes, data.classes)
     layer = [(jax.ShapeDtypeStruct((1, 1), np.float32), jax.ShapeDtypeStruct((1,), np.float32))]
     kept = jax.tree.leaves(jax.eval_shape(partial(training.init_state, optimizer=optimizer), layer))
-    copies = sum(leaf.ndim == 2 for leaf in kept)  # the weights themselves, and what the optimizer has for each
+    copies = sum(leaf.ndim == 2 for leaf in kept)  # the weights, and the optimizer's state for each
     one = 4 * copies * sum((n + 1) * m for n, m in pairwise(sizes))
     views = config.views * len(data.parts["test" if config.test else "validation"].labels) * data.classes * 4
     first = " ".join(map(str, config.hidden_sizes[:9]))
     needs = {
-        f"--hidden-sizes {first}: the weights and what the optimizer keeps of them": 2 * one * config.ensemble,
-        f"--views {config.views}: what the networks say of them": views if config.views > 1 else 0,
+        f"--hidden-sizes {first}: the weights and the optimizer's state": 2 * one * config.ensemble,
+        f"--views {config.views}: the networks' outputs": views if config.views > 1 else 0,
     }
     for what, needed in needs.items():
         if needed > memory():
@@ -135,20 +135,20 @@ def check_memory(config: Config, data: Data, optimizer: optimizers.Optimizer) ->
 
 
 def memory() -> int:
-    """The bytes that a device has, or this machine or container, if it is the device."""
+    """The bytes of memory of a device, or of this machine or container if the device is its CPU."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit:
         return limit
     limits = [sys.maxsize]
     with suppress(AttributeError, OSError, ValueError):  # not on every system
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with suppress(OSError, ValueError):  # "max" is no number
+    with suppress(OSError, ValueError):  # "max" is not a number
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(limits)
 
 
 def ensemble_of(networks: int, start, key: Array, one: Program, inputs: np.ndarray) -> Program:
-    """Several networks in one program: each has its own weights, its own order of the samples, maybe its own images."""
+    """Several networks in one program, each with its own weights, order of the samples, and perhaps images."""
 
     def epoch(state, key, strength, x, y):
         def of_member(state, key, own_x=None):
@@ -176,12 +176,12 @@ def ensemble_of(networks: int, start, key: Array, one: Program, inputs: np.ndarr
 
 
 def over_mesh(config: Config, one: Program, step, on_host) -> Program:
-    """The same steps on the same batches, spread over the devices of a mesh."""
+    """The same steps on the same batches, distributed over the devices of a mesh."""
     mesh = sharding.make_mesh(config.mesh)
     if mesh.size > 1 and not hasattr(jax, "set_mesh") and math.isfinite(config.checkpoint_every):
         raise ValueError(
             f"--mesh {config.mesh}: orbax needs a newer jax than {jax.__version__} for checkpoints of "
-            "several devices; --checkpoint-every inf goes without"
+            "several devices; run without any by --checkpoint-every inf"
         )
     shardings = sharding.state_shardings(one.state, mesh)
     everywhere, rows = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec("data"))
@@ -202,8 +202,8 @@ def over_mesh(config: Config, one: Program, step, on_host) -> Program:
         shardings=shardings,
     )
     if jax.process_count() > 1:
-        spread_out = spread_out._replace(replay=lambda state, key, strength: (None, state))  # one alone cannot
-    if mesh.size == 1:  # there is nothing to share out: the data stay where they are used
+        spread_out = spread_out._replace(replay=lambda state, key, strength: (None, state))  # one process alone cannot
+    if mesh.size == 1:  # nothing to distribute: the data stay on the device
         on_device = place(on_host)
         return spread_out._replace(feed=lambda _: on_device)
 
@@ -217,14 +217,14 @@ def over_mesh(config: Config, one: Program, step, on_host) -> Program:
 
 
 def compiled(program: Program, key: Array) -> Program:
-    """The program with its epoch compiled; the state that goes in is donated."""
+    """The program with its epoch compiled; its argument `state` is donated."""
     outputs = (program.shardings, None) if program.shardings else None
     epoch = jax.jit(program.epoch, donate_argnums=0, out_shardings=outputs)
     return program._replace(epoch=epoch.lower(program.state, key, np.float32(1), *program.feed(key)).compile())
 
 
 def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer:
-    """The update rule, with its schedule and what is wrapped around it."""
+    """The update rule, with its schedule and its wrappers."""
     lr = config.lr
     if config.schedule == "cosine" and config.epochs > 0:
         warmup = steps_per_epoch if config.epochs > 1 else 0
@@ -237,7 +237,7 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optimizers.Optimizer
 
 
 def deformation(config: Config, pixels: int, strength: Any) -> evaluation.Transform | None:
-    """Deformations of images of so many pixels, if there are any."""
+    """The deformations for images of `pixels` pixels, or None."""
     if config.distortion == NO_DISTORTION:
         return None
     side = math.isqrt(pixels)
@@ -245,11 +245,11 @@ def deformation(config: Config, pixels: int, strength: Any) -> evaluation.Transf
 
 
 def logits_over_views(config: Config, program: Program, params: Params, x: Array, key: Array) -> Array:
-    """What the networks say of several deformed views of each image, as an ensemble says it."""
+    """The outputs for several deformed views of each image, combined as those of an ensemble."""
     half = deformation(config, x.shape[-1], 0.5) or evaluation.scale_pixels
 
     @jax.jit
-    def view(key, x):  # where each network has images of its own, all are deformed alike
+    def view(key, x):  # if each network has its own images, all are deformed in the same way
         return half(key, x) if x.ndim == 2 else jax.lax.map(partial(half, key), x)
 
     keys = jax.random.split(key, config.views)

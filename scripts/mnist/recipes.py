@@ -61,6 +61,6 @@ RECIPES = {
 
 
 def described(name: str) -> str:
-    """A recipe in a line, with what the literature has for settings of its own."""
+    """A recipe in one line, with the test error in the literature."""
     about, literature, _ = RECIPES[name]
     return f"{about}; in the literature {literature}" if literature else about

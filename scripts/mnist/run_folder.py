@@ -1,4 +1,4 @@
-"""What a run of `train_mnist.py` leaves in its folder; of several processes, the first one writes."""
+"""The files of a run of `train_mnist.py` in its folder; of several processes, the first one writes them."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from funcnet import Network, Params, checkpoints, files, weights
 
 try:
     import fcntl
-except ImportError:  # of Unix alone
+except ImportError:  # only Unix has it
     fcntl = None
 
 CONFIG, METRICS, SCORES, WEIGHTS, CHECKPOINTS, LOCK = (
@@ -38,16 +38,16 @@ CONFIG, METRICS, SCORES, WEIGHTS, CHECKPOINTS, LOCK = (
 def check_free(run_dir: Path) -> None:
     """Refuse a folder in which a run could overwrite something."""
     if run_dir.exists() and (not run_dir.is_dir() or any(not _is_leftover(path) for path in run_dir.iterdir())):
-        raise FileExistsError(f"run folder {run_dir}: already there and not an empty folder; give another --run-dir")
+        raise FileExistsError(f"run folder {run_dir}: it exists and is not an empty folder; give another --run-dir")
 
 
 def _is_leftover(path: Path) -> bool:
-    """Of a run that was killed."""
+    """Whether the file is left over from a run that was killed."""
     return files.is_leftover(path) or path.name == LOCK
 
 
 def check_data(run_dir: Path, data: dict[str, Any]) -> None:
-    """Refuse to go on with other data than a run began with."""
+    """Refuse to continue a run with other data than it began with."""
     for name, was in facts_of(run_dir / CONFIG, DATA).items():
         if name in data and data[name] != was:
             change = f"{name} was {was!s:.100} and is {data[name]!s:.100}"
@@ -56,9 +56,9 @@ def check_data(run_dir: Path, data: dict[str, Any]) -> None:
 
 @contextmanager
 def opened(config: Config, data: dict[str, Any]) -> Iterator[Path]:
-    """The run's folder with the configuration in it: a new one, writable before anything is trained, or the old one.
+    """The run's folder, with the configuration in it: a new folder, checked to be writable, or that of an earlier run.
 
-    No other run can open it meanwhile.
+    No other run can open it at the same time.
     """
     now = int(broadcast_one_to_all(np.uint32(time.time()))) if jax.process_count() > 1 else time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
@@ -69,14 +69,14 @@ def opened(config: Config, data: dict[str, Any]) -> Iterator[Path]:
         if is_writer():
             _begin(config, run_dir, data)
         if jax.process_count() > 1:
-            sync_global_devices("run folder")  # no process makes a folder in it before the first has looked
+            sync_global_devices("run folder")  # no process creates a folder in it before the first has checked it
         yield run_dir
 
 
 def _begin(config: Config, run_dir: Path, data: dict[str, Any]) -> None:
-    """Tidy up after a run that was killed, and leave the configuration of a new one."""
+    """Remove files of a run that was killed, and write the configuration of a new one."""
     if config.resume is None:
-        check_free(run_dir)  # another run may have been quicker, and be over
+        check_free(run_dir)  # another run may have started and ended meanwhile
     with _errors_of(run_dir):
         for path in filter(files.is_leftover, run_dir.iterdir()):
             path.unlink()
@@ -95,10 +95,10 @@ def _errors_of(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
-    """The folder to oneself, by a lock that ends with the process, however that ends.
+    """Lock the folder for this run; the lock ends with the process, however that ends.
 
     Raises:
-      BlockingIOError: another run has it.
+      BlockingIOError: another run uses it.
     """
     path = run_dir / LOCK
     with _errors_of(run_dir):
@@ -111,12 +111,12 @@ def _locked(run_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = os.read(lock, 200).decode(errors="replace").strip()
-            raise BlockingIOError(f"run folder {run_dir}: another run is at work in it ({owner})") from error
+            raise BlockingIOError(f"run folder {run_dir}: another run uses it ({owner})") from error
         except OSError as error:
-            say(f"run folder {run_dir}: {error}: a second run in it would not be noticed")
+            say(f"run folder {run_dir}: {error}: a second run in this folder would not be noticed")
         if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):
-            raise BlockingIOError(f"run folder {run_dir}: another run is just ending in it; try again")
-        with suppress(OSError):  # who it is
+            raise BlockingIOError(f"run folder {run_dir}: another run in it is just ending; try again")
+        with suppress(OSError):  # the owner
             os.ftruncate(lock, 0)
             os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
@@ -129,16 +129,16 @@ def _locked(run_dir: Path) -> Iterator[None]:
 
 
 def take_up(folder: Any, config: Config, whole: Any) -> tuple[Any, list[dict[str, float]]]:
-    """Where the run starts, or goes on: `whole`, or what was saved of it, and a row for each epoch behind it.
+    """The state from which the run starts, `whole` or that of a checkpoint, and a row for each epoch done.
 
     Raises:
-      ValueError: no checkpoint is sound, or the run's settings are no longer those that it was saved with.
+      ValueError: all checkpoints are damaged, or the settings are not those with which the run was saved.
     """
     if config.resume is None:
         return whole, []
     found = checkpoints.restore(folder, like=whole)
     if found is None:
-        say(f"no checkpoint in {config.resume}: from the beginning")
+        say(f"no checkpoint in {config.resume}: starting from the beginning")
         return whole, []
     then, now = found.notes["config"], json.loads(as_json(config))
     for name in now.keys() - FREE_TO_CHANGE:
@@ -149,50 +149,50 @@ def take_up(folder: Any, config: Config, whole: Any) -> tuple[Any, list[dict[str
             )
     _, rounding = differences(facts_of(config.resume / CONFIG, ENVIRONMENT))
     if rounding:
-        say(f"not to the last bit: since the run began, {', '.join(rounding)}")
-    say(f"going on after {found.number} epochs")
+        say(f"not the same to the last bit: since the run began, {', '.join(rounding)}")
+    say(f"continuing after {found.number} epochs")
     return found.tree, found.notes["history"]
 
 
 def checkpoint(folder: Any, config: Config, whole: Any, history: list[dict[str, float]]) -> None:
-    """Save the run after its last whole epoch, in the background; nothing is done if that is there already."""
+    """Save the run after its last whole epoch, in the background, unless that is already saved."""
     if folder.latest_step() != len(history):
         notes = {"history": history, "config": json.loads(as_json(config))}
         checkpoints.save(folder, len(history), whole, notes)
 
 
 def remove_if_empty(folder: Path) -> None:
-    """A folder in which there is nothing after all."""
+    """Remove a folder if it is empty."""
     if is_writer():
         with suppress(OSError):
             folder.rmdir()
 
 
 def remove_half_checkpoints(run_dir: Path) -> None:
-    """What orbax was writing when there was no more room; nobody else writes there."""
+    """Remove the checkpoint that orbax was writing when the disk became full; only orbax writes there."""
     for half in (run_dir / CHECKPOINTS).glob("[0-9]*.orbax-checkpoint-tmp*"):
         shutil.rmtree(half, ignore_errors=True)
 
 
 def write_picture(path: Path, figure: Any) -> None:
-    """A picture, whole or not at all."""
+    """Write a picture, whole or not at all."""
     content = BytesIO()
     figure.savefig(content, format="png", dpi=150)
     files.write_atomically(path, content.getvalue())
 
 
 def write_metrics(run_dir: Path, history: list[dict[str, float]]) -> None:
-    """A line for each epoch."""
+    """Write one line per epoch."""
     _write(run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in history))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """A small file, whole or not at all."""
+    """Write a small file, whole or not at all."""
     _write(path, json.dumps(content, indent=2) + "\n")
 
 
 def save_weights(members: list[Params], network: Network, config: Config, run_dir: Path) -> list[Path]:
-    """The weights, and what it takes to use them, in a file for each network of an ensemble."""
+    """Write the weights of each network of an ensemble to a file, with the settings that it needs."""
     paths = weight_files(run_dir, len(members))
     widths = [in_words(width) for width in config.upright] or ["no"]
     widths *= len(members) // len(widths)
@@ -203,7 +203,7 @@ def save_weights(members: list[Params], network: Network, config: Config, run_di
 
 
 def weight_files(run_dir: Path, networks: int) -> list[Path]:
-    """Where the weights of each network are."""
+    """The files with the weights of each network."""
     one = run_dir / WEIGHTS
     return [one] if networks == 1 else [one.with_stem(f"{one.stem}_{number}") for number in range(1, networks + 1)]
 

@@ -1,4 +1,4 @@
-"""The settings of a training run: what they are, where they come from, and which make sense."""
+"""The settings of a training run: their meaning, where they come from, and checks."""
 
 import argparse
 import json
@@ -17,9 +17,9 @@ from funcnet import activations
 from funcnet.distortions import Distortion
 
 NO_DISTORTION = Distortion()
-ENVIRONMENT, DATA = "environment", "data"  # under which config.json has what is no setting
+ENVIRONMENT, DATA = "environment", "data"  # the entries of config.json that are not settings
 LONGEST_FILE = 10_000_000  # bytes
-LARGEST, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # where JAX's own integers end, and its floats
+LARGEST, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # the largest of JAX's integers, and of its floats
 
 
 @dataclass(frozen=True)
@@ -27,52 +27,52 @@ class Config:
     """Train a multilayer perceptron on MNIST, with a hand-written backward pass."""
 
     recipe: Literal["default", "plain", "dropout", "vat", "distort", "distort-large", "ensemble"] = "default"
-    """Where the other settings start from; see above."""
+    """The defaults of the other settings; see above."""
     repeat: Path | None = None
-    """The config.json of an earlier run, to start from that run's settings; only the run folder is new."""
+    """The config.json of an earlier run, to use its settings; only the run folder is new."""
     dataset: str = "auto"
     """mnist, fashion (Fashion-MNIST) or digits (bundled with scikit-learn); or your own: FILE.npz with the arrays x and
     y, or x_train, y_train, x_test and y_test, a folder with these as x.npy and so on, FILE.csv with a column `label`,
-    or a folder of IDX files, as KMNIST and EMNIST come. `auto` is MNIST, or the digits where MNIST cannot be had."""
+    or a folder of IDX files, as for KMNIST and EMNIST. `auto` is MNIST, or the digits if MNIST is not available."""
     data_dir: Path | None = None
     """Folder with the files of MNIST or Fashion-MNIST; otherwise $FUNCNET_DATA, then the user's cache, then a
     download."""
     hidden_sizes: tuple[int, ...] = (512,)
-    """Widths of the hidden layers; none at all makes it logistic regression."""
+    """Widths of the hidden layers; none at all is logistic regression."""
     activation: str = "relu"
     """Of the hidden layers: relu, leaky_relu(0.1), sigmoid, tanh, softplus, elu, silu, gelu or identity."""
     dropout: float = 0.0
-    """Part of the hidden units dropped in training."""
+    """Fraction of the hidden units dropped in training."""
     input_dropout: float = 0.0
-    """Part of the pixels dropped in training."""
+    """Fraction of the pixels dropped in training."""
     weight_limit: float = 0.0
-    """The longest that a unit's incoming weights may be; 0 is no limit."""
+    """Largest norm of a unit's incoming weights; 0 is no limit."""
     label_smoothing: float = 0.0
-    """Part of each target spread evenly over the classes."""
+    """Fraction of each target spread evenly over the classes."""
     vat_radius: float = 0.0
-    """How far virtual adversarial training moves each image; 0 is none of it."""
+    """How far virtual adversarial training moves each image; 0 is off."""
     upright: tuple[float, ...] = ()
-    """Make all images upright first, and this wide: the standard deviation of the ink's columns, in pixels; 0 leaves
-    each its own width. For an ensemble, one width for all networks or one for each. Without any, images stay as they
-    are."""
+    """First make all images upright, with this width: the standard deviation of the ink's columns, in pixels; 0 keeps
+    the width of each. For an ensemble, one width for all networks or one for each. Without a width, images are not
+    changed."""
     distortion: Distortion = NO_DISTORTION
-    """How much each image is deformed, anew in each epoch."""
+    """How much each image is deformed, at random in each epoch."""
     soft_finish: float = 0.0
-    """The last part of the epochs, in which images are deformed half as much."""
+    """The last fraction of the epochs, in which images are deformed half as much."""
     views: int = 1
-    """Test-time averaging: score also the mean over so many views of each image, deformed half as much; 1 is none."""
+    """Test-time averaging: also score the mean over this many views of each image, deformed half as much; 1 is off."""
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     """Update rule."""
     lr: float = 2e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """`cosine` warms up over the first epoch, then goes down to 0."""
+    """`cosine` warms up over the first epoch, then decreases to 0."""
     momentum: float = 0.9
     """Of sgd."""
     weight_decay: float = 1e-4
     """Of adamw."""
     average: float = 0.0
-    """Decay of an exponential average of the weights, which is then what is evaluated and saved; 0 is no average."""
+    """Decay of an exponential average of the weights, which is then evaluated and saved; 0 is no average."""
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 128
@@ -80,41 +80,41 @@ class Config:
     ensemble: int = 1
     """Networks trained in one program, whose probabilities are averaged."""
     validation: int | None = None
-    """Training images held out, to watch while training; by default a twelfth (5,000 of MNIST)."""
+    """Training images held out for validation; by default a twelfth (5,000 of MNIST)."""
     fold: int = 0
-    """Which of them: 0 holds out the last, 1 as many before those, and so on; for cross-validation."""
+    """Which images to hold out: 0 the last ones, 1 as many before those, and so on; for cross-validation."""
     patience: int = 0
-    """Stop after so many epochs without a smaller validation loss, and keep the weights of the epoch that has the
-    smallest; 0 trains to the end and keeps the last. The schedule stays that of all the epochs."""
+    """Stop after this many epochs without a smaller validation loss, and keep the weights of the epoch with the
+    smallest; 0 trains to the end and keeps the last. The schedule is still that of all the epochs."""
     test: bool = True
-    """Look at the test set, once, at the end; not while settings are being chosen (--no-test)."""
+    """Evaluate on the test set, once, at the end; use --no-test while you choose settings."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Of the inputs of matrix products; `auto` measures at the start whether bfloat16 is faster here, and config.json
-    keeps which it was."""
+    stores the choice."""
     accumulate: int = 1
-    """Parts of each batch, gone through one by one in the memory of one."""
+    """Number of parts of each batch, computed one by one in the memory of one part."""
     mesh: str = ""
     """How devices share the work, such as `data=4,model=2`; by default one device does it all."""
     coordinator: str | None = None
-    """For several processes: `host:port` of the first, the same for all, or `auto` where a cluster tells JAX."""
+    """For several processes: `host:port` of the first, the same for all, or `auto` if a cluster configures JAX."""
     processes: int | None = None
-    """With --coordinator host:port: how many processes there are."""
+    """With --coordinator host:port: the number of processes."""
     process: int | None = None
-    """With --coordinator host:port: which of them this one is, from 0."""
+    """With --coordinator host:port: the number of this process, from 0."""
     checkpoint_every: float = 30.0
-    """Seconds between two checkpoints, which are taken at the end of an epoch; 0 is after every epoch."""
+    """Seconds between two checkpoints, which are written at the end of an epoch; 0 is after every epoch."""
     keep: int = 3
-    """How many checkpoints stay."""
+    """Number of checkpoints to keep."""
     resume: Path | None = None
-    """The folder of a run that ended early, to go on with from its last sound checkpoint; give no other settings."""
+    """The folder of a run that ended early, to continue from its last undamaged checkpoint; give no other settings."""
     seed: int = 0
-    """Decides everything random: same seed and same device, same weights."""
+    """Determines all random numbers: same seed and same device, same weights."""
     run_dir: Path | None = None
     """Folder for weights, metrics, config and pictures; by default a new one under runs/."""
 
 
 def from_command_line(arguments: list[str] | None = None) -> Config:
-    """The settings: the recipe's, or those of the run to repeat, with what else is given put in their place."""
+    """The settings of the recipe, or of the run to repeat or resume, with those on the command line in their place."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="default")
     first.add_argument("--repeat", type=at_home)
@@ -134,10 +134,10 @@ def from_command_line(arguments: list[str] | None = None) -> Config:
 
 
 def at_home(path: str | Path) -> Path:
-    """A path, whose leading tilde is somebody's home.
+    """A path, in which a leading tilde is a user's home.
 
     Raises:
-      ValueError: nobody's.
+      ValueError: there is no such user.
     """
     try:
         return Path(path).expanduser()
@@ -146,13 +146,13 @@ def at_home(path: str | Path) -> Path:
 
 
 def with_paths(config: Config) -> Config:
-    """The settings with paths of their own kind, as Python callers and shells may not have made them."""
+    """The settings with strings converted to paths, and leading tildes expanded."""
     paths = {name: getattr(config, name) for name in ("run_dir", "repeat", "resume")}
     return replace(config, **{name: at_home(path) for name, path in paths.items() if isinstance(path, str | Path)})
 
 
 def in_words(width: float) -> str:
-    """A width of upright images."""
+    """A width of upright images, as text."""
     return f"{width:g}" if width else "own width"
 
 
@@ -162,11 +162,11 @@ def as_json(config: Config) -> str:
 
 
 def read(path: Path) -> Config:
-    """The settings of an earlier run, to be run again.
+    """The settings of an earlier run, to run it again.
 
     Raises:
       OSError: there is no such file.
-      ValueError: it is no configuration, or not one of this version; says what is missing or unknown.
+      ValueError: it is not a configuration of this version; the message names the missing or unknown settings.
     """
     settings, hints = (
         {name: value for name, value in _content(path).items() if name not in (ENVIRONMENT, DATA)},
@@ -186,21 +186,21 @@ def read(path: Path) -> Config:
 
 
 def facts_of(path: Path, name: str) -> dict[str, Any]:
-    """What a run kept beside its settings, under `name`; empty, if it did not."""
+    """The facts that a run stored under `name`, besides its settings; empty if there are none."""
     kept = _content(path).get(name)
     return kept if isinstance(kept, dict) else {}
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """What is in a configuration's file, which is small and an object of JSON."""
+    """The content of a configuration's file, checked to be small and a JSON object."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
-        raise ValueError(f"{path}: not the configuration of a run: it is no ordinary file")
+        raise ValueError(f"{path}: not the configuration of a run: it is not an ordinary file")
     if about.st_size > LONGEST_FILE:
         raise ValueError(f"{path}: not the configuration of a run: it has {about.st_size:,} bytes")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of a number of too many digits, of brackets
+    except (ValueError, RecursionError) as error:  # bad JSON or UTF-8, too many digits or brackets
         raise ValueError(f"{path}: not the configuration of a run: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not the configuration of a run of this version: {type(content).__name__} unknown or "
@@ -208,15 +208,15 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-# What may change when a run goes on: where it runs, and how it is looked after.
+# Settings that may change when a run continues.
 FREE_TO_CHANGE = frozenset({"data_dir", "mesh", "coordinator", "processes", "process", "checkpoint_every", "keep",
                             "resume", "repeat", "run_dir"})  # fmt: skip
-# What one of several processes may have for itself.
+# Settings that may differ between the processes of a run.
 OF_ONE_PROCESS = frozenset({"data_dir", "coordinator", "process", "repeat"})
 
 
 def saved(run_dir: Path) -> Config:
-    """The settings of a run that is to go on in its own folder.
+    """The settings of a run that continues in its folder.
 
     Raises:
       OSError: there is no such run.
@@ -228,10 +228,10 @@ def saved(run_dir: Path) -> Config:
 
 
 def check_same_run(config: Config, run_dir: Path) -> None:
-    """Refuse to go on with a run under other settings.
+    """Refuse to continue a run with other settings.
 
     Raises:
-      ValueError: says which of them differs.
+      ValueError: a setting differs; the message names it.
     """
     before = saved(run_dir)
     for name, value in asdict(config).items():
@@ -239,10 +239,10 @@ def check_same_run(config: Config, run_dir: Path) -> None:
         if name not in FREE_TO_CHANGE and value != was:
             raise ValueError(f"--resume {run_dir}: {name} is {value!r}, but that run began with {was!r}")
     if config.run_dir not in (None, run_dir):
-        raise ValueError(f"--resume {run_dir} goes on in that folder; --run-dir is {config.run_dir}")
+        raise ValueError(f"--resume {run_dir} continues in that folder; --run-dir is {config.run_dir}")
     decisive, _ = differences(facts_of(run_dir / "config.json", ENVIRONMENT))
     if decisive:
-        raise ValueError(f"--resume {run_dir}: since that run began, {decisive[0]}, or these are other bits")
+        raise ValueError(f"--resume {run_dir}: since that run began, {decisive[0]}, or the bits will differ")
 
 
 def _hints() -> dict[str, Any]:
@@ -255,7 +255,7 @@ def _in_words(hint: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value as a message shows it, however long it is."""
+    """A value for a message, shortened if it is long."""
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python shows
@@ -264,7 +264,7 @@ def _short(value: Any) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether JSON has kept a value of this type."""
+    """Whether a value from JSON is of this type."""
     if hint is Distortion:
         amounts = value if isinstance(value, dict) else {}
         return amounts.keys() == {*hint._fields} and all(_fits(amount, float) for amount in amounts.values())
@@ -281,12 +281,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _is_unicode(path: Path) -> bool:
-    """Not of bytes that Python could not decode."""
+    """Whether Python could decode all bytes of the path."""
     return not any(0xD800 <= ord(character) <= 0xDFFF for character in str(path))
 
 
 def _floats(config: Config) -> dict[str, Any]:
-    """Every number that is not whole, under its flag."""
+    """The settings that are floats, by flag."""
     hints = _hints()
     numbers = {_flag(name): getattr(config, name) for name, hint in hints.items() if hint is float}
     numbers |= {f"{_flag('upright')}[{i}]": width for i, width in enumerate(config.upright)}
@@ -294,7 +294,7 @@ def _floats(config: Config) -> dict[str, Any]:
 
 
 def check(config: Config) -> None:
-    """Refuse settings that make no sense, before anything is loaded."""
+    """Refuse settings that make no sense, before the data are loaded."""
     kept, hints = json.loads(as_json(config)), _hints()
     for name, hint in hints.items():
         if not _fits(kept[name], hint):
@@ -305,7 +305,7 @@ def check(config: Config) -> None:
     for path in (config.run_dir, config.resume):
         if path is not None and not _is_unicode(path.absolute()):
             raise ValueError(
-                f"run folder {path}: its name is not of UTF-8, and checkpoints cannot be written there; where it is, "
+                f"run folder {path}: its name is not UTF-8, and checkpoints cannot be written there; if it is UTF-8, "
                 "set PYTHONUTF8=1"
             )
     least = {"epochs": 0, "batch_size": 1, "ensemble": 1, "lr": 0, "weight_decay": 0, "weight_limit": 0,
@@ -324,7 +324,7 @@ def check(config: Config) -> None:
     for width in config.hidden_sizes:
         if width < 1:
             raise ValueError(f"--hidden-sizes has {_short(width)}, expected at least 1")
-        if width > 2**53:  # smaller ones are weighed against the memory
+        if width > 2**53:  # `check_memory` checks smaller ones
             raise ValueError(f"--hidden-sizes has {_short(width)}, expected at most {2**53}")
     for name in ("dropout", "input_dropout", "label_smoothing", "average", "momentum", "soft_finish"):
         if not 0 <= getattr(config, name) < 1:
@@ -332,11 +332,13 @@ def check(config: Config) -> None:
     for name, value in config.distortion._asdict().items():
         if not value >= 0 or (name == "sigma" and value == 0):
             raise ValueError(f"--distortion.{name} is {value}, expected a positive number")
-    if config.distortion.sigma < 0.1:  # the noise lies on a grid as fine as that
+    if config.distortion.sigma < 0.1:  # the step of the grid of noise
         raise ValueError(f"--distortion.sigma is {config.distortion.sigma}, expected at least a tenth of a pixel")
     for width in config.upright:
         if not 0 <= width < math.inf:
-            raise ValueError(f"--upright has {width}, expected a positive number of pixels, or 0 for an image's own")
+            raise ValueError(
+                f"--upright has {width}, expected a positive number of pixels, or 0 for an image's own width"
+            )
     if len(config.upright) not in (0, 1, config.ensemble):
         raise ValueError(
             f"--upright has {len(config.upright)} widths, {_short(config.upright)}, expected one, such as 0, or "
@@ -358,13 +360,13 @@ def check(config: Config) -> None:
             f"--batch-size is {config.batch_size}, expected a multiple of --accumulate {config.accumulate}"
         )
     if config.mesh and config.ensemble > 1:
-        raise ValueError("--mesh shares one network's work out, and --ensemble trains several: give one of them")
+        raise ValueError("--mesh is for one network, and --ensemble trains several: give one of them")
     if config.validation == 0 and config.fold:
-        raise ValueError(f"--fold is {config.fold} and --validation is 0: hold some out")
+        raise ValueError(f"--fold is {config.fold} and --validation is 0: hold some images out")
     if config.validation == 0 and not config.test:
-        raise ValueError("--no-test leaves the validation images to look at, and --validation is 0: hold some out")
+        raise ValueError("--no-test evaluates on the validation images, and --validation is 0: hold some images out")
     if config.validation == 0 and config.patience:
-        raise ValueError(f"--patience is {config.patience} and --validation is 0: hold some out")
+        raise ValueError(f"--patience is {config.patience} and --validation is 0: hold some images out")
     if config.resume is not None:
         check_same_run(config, config.resume)
 
