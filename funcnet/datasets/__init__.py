@@ -186,6 +186,10 @@ def load_mnist_or_digits(
       MnistNotFoundError: a file is not in the folder that was given.
       ValueError: as `load_mnist`.
       ImportError: as `load_digits`.
+
+    >>> load_mnist_or_digits("none")
+    Traceback (most recent call last):
+    funcnet.datasets.MnistNotFoundError: MNIST: there is no folder none; where no folder is named, others are looked in
     """
     try:
         return "MNIST", load_mnist(data_dir)

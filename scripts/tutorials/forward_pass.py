@@ -39,7 +39,7 @@ def shapes(x, sizes=None, seed=0):
 def wedge(n=240, seed=0):
     """Points of the plane, and 1 for those inside a wedge: no line separates them from the rest."""
     x = np.random.default_rng(seed).uniform(-3, 3, (3 * n, 2)).astype(np.float32)
-    inside = x[:, 1] - np.abs(x[:, 0]) + 1.2
+    inside = x[:, 1] - 1.5 * np.abs(x[:, 0]) + 1.2
     kept = np.flatnonzero(np.abs(inside) > 0.6)[:n]
     return x[kept], (inside[kept] > 0).astype(np.int32)
 
