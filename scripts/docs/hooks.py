@@ -35,13 +35,15 @@ def on_page_markdown(markdown, **_):
 
 
 def on_page_content(content, page, **_):
-    """Every formula as MathML."""
+    """Every formula as MathML, in one line with the comma after it; and no line ends within a short piece of code."""
     for tag, display, begin, end in (("span", "inline", r"\(", r"\)"), ("div", "block", r"\[", r"\]")):
-        pattern = rf'<{tag} class="arithmatex">\s*{re.escape(begin)}(.*?){re.escape(end)}\s*</{tag}>'
-        content = re.sub(pattern, lambda match, display=display: _mathml(match[1], display), content, flags=re.DOTALL)
+        pattern = rf'<{tag} class="arithmatex">\s*{re.escape(begin)}(.*?){re.escape(end)}\s*</{tag}>([.,;:)]*)'
+        content = re.sub(
+            pattern, lambda match, display=display: _mathml(match[1], display, match[2]), content, flags=re.DOTALL
+        )
     if 'class="arithmatex"' in content:
         raise ValueError(f"{page.file.src_uri}: a formula was not understood")
-    return content
+    return re.sub("<code>(?=[^<]{1,24}</code>)", '<code class="short">', content)
 
 
 def _font():
@@ -65,13 +67,15 @@ def _font():
     return whole.getvalue()
 
 
-def _mathml(latex, display):
+def _mathml(latex, display, after):
     from latex2mathml.converter import convert
 
     formula = convert(html.unescape(latex), display=display)
     if display == "block":
-        return f'<div class="formula">{formula}</div>'
-    return f'<span class="long-formula">{formula}</span>' if len(latex) > 40 else formula  # wider than a phone
+        return f'<div class="formula">{formula}</div>{after}'
+    if len(latex) > 40:  # maybe wider than a phone
+        formula = f'<span class="long-formula">{formula}</span>'
+    return f'<span class="together">{formula}{after}</span>' if after else formula
 
 
 def _taken(line):
