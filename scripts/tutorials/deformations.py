@@ -14,11 +14,14 @@ from tutorial import DataDir, Picture, command, save
 
 from funcnet import datasets, distortions, plotting
 
+DISTORT = jax.jit(distortions.distort, static_argnames=("amounts", "image_shape"))  # each one program
+UPRIGHT = jax.jit(distortions.upright, static_argnames=("width", "image_shape"))
+
 
 def widths_apart(x, widths=(0.0, 3.2, 4.0, 4.8, 5.4)):
     """Images as they are, then upright in each width in pixels, 0 being an image's own, row after row; their titles."""
     shape = image_shape(x)
-    rows = [x, *(distortions.upright(jnp.asarray(x), width=width or None, image_shape=shape) for width in widths)]
+    rows = [x, *(UPRIGHT(jnp.asarray(x), width=width or None, image_shape=shape) for width in widths)]
     titles = ["as it is", *(f"{width:g} wide" if width else "upright" for width in widths)]
     return np.concatenate(rows) / np.float32(255), [title for title in titles for _ in x]
 
@@ -50,7 +53,7 @@ def main(
     part = shape[0] / 28  # the amounts and widths in pixels are for images of 28 x 28
     amounts = amounts._replace(shift=part * amounts.shift, alpha=part * amounts.alpha, sigma=part * amounts.sigma)
     copies = jnp.stack([x[index]] * 40)
-    deformed = distortions.distort(jax.random.key(seed), copies, amounts=amounts, image_shape=shape)
+    deformed = DISTORT(jax.random.key(seed), copies, amounts=amounts, image_shape=shape)
     images, titles = np.concatenate([x[index, None] / np.float32(255), deformed]), ["as it is", *map(str, range(1, 41))]
     save(
         plotting.images(images, titles, title="A digit and forty of its deformations", rows=6, columns=7), out, dpi=100

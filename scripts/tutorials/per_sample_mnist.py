@@ -1,7 +1,9 @@
 """What per-sample gradients are good for, on MNIST.
 
 python scripts/tutorials/per_sample_mnist.py hardest       # the images with the largest gradients; planted mistakes
+
 python scripts/tutorials/per_sample_mnist.py private       # DP-SGD: accuracy, and the privacy that it cost
+
 python scripts/tutorials/per_sample_mnist.py adversarial   # FGSM: accuracy before and after
 
 Each prints a table. Those that draw leave their picture in runs/, or at --out.
@@ -135,7 +137,7 @@ def private(
     print(
         f"DP-SGD, {name(x)}, clip {max_norm:g}, noise multiplier {noise_multiplier:g}, expected batch {batch_size}, "
         f"{steps} steps, lr {lr:g}\n"
-        f"  {'validation' if validation else 'test'} accuracy {spread(accuracies)} over {seeds} seeds\n"
+        f"  {'validation' if validation else 'test'} accuracy {spread(accuracies)}, seeds: {seeds}\n"
         f"  privacy: {privacy}"
     )
 
