@@ -17,6 +17,7 @@ __all__ = [
 ]  # fmt: skip
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
+RED = "#C00000"  # of wrong answers, which the words beside it name, too
 STYLES = [
     {"color": color, "linestyle": line} for color, line in ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
 ]
@@ -29,6 +30,7 @@ def new_figure(width: float, height: float, title: str) -> Any:
     <Figure size 640x360 with 0 Axes>
     """
     figure = import_extra("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # a white frame, since pages may be dark
     figure.suptitle(title)
     return figure
 
@@ -41,10 +43,10 @@ def curves(history: Sequence[Mapping[str, float]]) -> Any:
         `validation_accuracy`.
 
     >>> curves([{"train_loss": 0.5, "train_accuracy": 0.9}, {"train_loss": 0.2, "train_accuracy": 0.95}])
-    <Figure size 800x320 with 2 Axes>
+    <Figure size 640x320 with 2 Axes>
     """
     sets = [name for name in ("train", "validation") if history and f"{name}_loss" in history[0]]
-    figure = new_figure(8, 3.2, "Learning curves: the gap between the two sets is overfitting")
+    figure = new_figure(6.4, 3.2, "Learning curves")
     left, right = figure.subplots(1, 2)
     epochs = np.arange(1, len(history) + 1)
     for name, style in zip(sets, STYLES, strict=False):
@@ -71,7 +73,7 @@ def confusion_matrix(counts: ArrayLike) -> Any:
     K = len(counts)
     errors = np.where(np.eye(K, dtype=bool), 0, counts)
     accuracy = np.trace(counts) / max(counts.sum(), 1)
-    figure = new_figure(6.4, 6, f"Confusion matrix: {accuracy:.2%} right, {errors.sum():,} of {counts.sum():,} wrong")
+    figure = new_figure(6.4, 6, f"Confusion matrix: {accuracy:.2%} correct, {errors.sum():,} of {counts.sum():,} wrong")
     axes = figure.subplots()
     axes.imshow(errors, cmap="Oranges", vmax=max(errors.max(), 1) * 1.5)
     for true, predicted in np.ndindex(K, K):
@@ -84,13 +86,13 @@ def confusion_matrix(counts: ArrayLike) -> Any:
 
 
 def worst_mistakes(x: ArrayLike, y: ArrayLike, p: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any:
-    """The samples whose true class got the smallest probability, worst first.
+    """The wrongly classified samples whose true class got the smallest probability, worst first.
 
     Args:
       x: images `(N, pixels)`, square.
       y: class ids `(N,)`.
       p: probabilities `(N, K)`.
-      rows: of the grid.
+      rows: of the grid, at most.
       columns: of the grid.
 
     Returns:
@@ -110,28 +112,41 @@ def worst_mistakes(x: ArrayLike, y: ArrayLike, p: ArrayLike, *, rows: int = 4, c
     worst = np.argsort(right)[: rows * columns]
     worst = worst[predicted[worst] != y[worst]]
     titles = [f"{y[i]}\N{RIGHTWARDS ARROW}{predicted[i]}\n{right[i]:.0e} | {taken[i]:.0%}" for i in worst]
-    title = "Worst mistakes: true\N{RIGHTWARDS ARROW}predicted, and the probability given to either"
+    title = (
+        "Worst mistakes: true\N{RIGHTWARDS ARROW}predicted, and their probabilities" if len(worst) else "No mistakes"
+    )
     return images(x[worst], titles, title=title, rows=rows, columns=columns)
 
 
-def images(x: ArrayLike, titles: Sequence[str], *, title: str, rows: int = 4, columns: int = 8) -> Any:
+def images(
+    x: ArrayLike,
+    titles: Sequence[str],
+    *,
+    title: str,
+    rows: int = 4,
+    columns: int = 8,
+    colors: Sequence[str] | None = None,
+) -> Any:
     """Images in a grid, each under its own title.
 
     Args:
       x: images `(N, pixels)`, square.
       titles: one for each.
       title: of the whole.
-      rows: of the grid.
+      rows: of the grid, at most: no row stays empty.
       columns: of the grid.
+      colors: of the titles, one for each.
 
     Raises:
       ValueError: the images are not square.
 
-    >>> images(np.zeros((3, 64)), ["a", "b", "c"], title="Three digits", rows=1, columns=3)
+    >>> images(np.zeros((3, 64)), ["a", "b", "c"], title="Three digits", columns=3)
     <Figure size 345x205 with 3 Axes>
     """
+    x = np.asarray(x)
+    rows = _rows_needed(len(x), rows, columns)
     figure = new_figure(1.15 * columns, 1.45 * rows + 0.6, title)
-    return _grid(figure, np.asarray(x), titles, rows, columns, "gray_r")
+    return _grid(figure, x, titles, rows, columns, "gray_r", colors=colors)
 
 
 def first_layer_weights(W: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any:
@@ -139,7 +154,7 @@ def first_layer_weights(W: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any
 
     Args:
       W: `(pixels, n_1)`, square images.
-      rows: of the grid.
+      rows: of the grid, at most.
       columns: of the grid.
 
     Returns:
@@ -156,12 +171,9 @@ def first_layer_weights(W: ArrayLike, *, rows: int = 4, columns: int = 8) -> Any
     strongest = np.argsort(-np.linalg.norm(W, axis=0))[: rows * columns]
     images = W[:, strongest].T
     limit = float(np.abs(images).max(initial=1e-12))
-    figure = new_figure(
-        1.15 * columns,
-        1.2 * rows + 0.6,
-        f"First-layer weights of the {len(strongest)} units with the "
-        f"largest norms: blue {-limit:.2f}, white 0, red {limit:.2f}",
-    )
+    rows = _rows_needed(len(strongest), rows, columns)
+    title = f"First-layer weights, largest norms first: blue {-limit:.2g}, white 0, red {limit:.2g}"
+    figure = new_figure(1.15 * columns, 1.2 * rows + 0.6, title)
     return _grid(figure, images, [f"unit {i}" for i in strongest], rows, columns, "RdBu_r", -limit, limit)
 
 
@@ -212,7 +224,11 @@ def finish(axes: Any) -> None:
     axes.legend()
 
 
-def _grid(figure, images, titles, rows, columns, cmap, vmin=None, vmax=None) -> Any:
+def _rows_needed(n, rows, columns) -> int:
+    return max(1, min(rows, -(-n // columns)))
+
+
+def _grid(figure, images, titles, rows, columns, cmap, vmin=None, vmax=None, colors=None) -> Any:
     side = round(np.sqrt(images.shape[1]))
     if side * side != images.shape[1]:
         raise ValueError(f"images have {images.shape[1]} pixels, expected a square number")
@@ -220,7 +236,8 @@ def _grid(figure, images, titles, rows, columns, cmap, vmin=None, vmax=None) -> 
     for axes in grid.flat:
         axes.set(xticks=(), yticks=())  # ticks that nobody sees take half the time
         axes.axis("off")
-    for axes, image, title in zip(grid.flat, images, titles, strict=False):
+    colors = ["black"] * len(titles) if colors is None else colors
+    for axes, image, title, color in zip(grid.flat, images, titles, colors, strict=False):
         axes.imshow(image.reshape(side, side), cmap=cmap, vmin=vmin, vmax=vmax)
-        axes.set_title(title, fontsize=8)
+        axes.set_title(title, fontsize=10, color=color)
     return figure

@@ -7,6 +7,8 @@ and `value_and_backward` the mean loss of a batch and its gradient, a list of th
 loop are written out here; `funcnet.optimizers` and `funcnet.training` have richer ones.
 """
 
+import argparse
+
 import jax
 import jax.numpy as jnp
 
@@ -17,13 +19,9 @@ BATCH_SIZE = 128
 EPOCHS = 10
 
 
-def load():
+def load(data_dir=None):
     """The training and the test set: images `x` (samples, pixels), from 0 to 1, and their digits `y` (samples,)."""
-    try:
-        data = funcnet.datasets.load_mnist()
-    except (ImportError, OSError):
-        print("MNIST cannot be had here, so these are the small digits that come with scikit-learn.")
-        data = funcnet.datasets.load_digits()
+    _, data = funcnet.datasets.load_mnist_or_digits(data_dir)
     return [(jnp.asarray(x, jnp.float32) / 255, jnp.asarray(y)) for x, y in data]
 
 
@@ -48,9 +46,9 @@ def accuracy(params, x, y):
     return jnp.mean(jnp.argmax(funcnet.forward(params, x), axis=-1) == y)
 
 
-def main():
+def main(data_dir=None):
     """Train a network of one hidden layer, on MNIST 784-512-10, and print how it gets on."""
-    (x, y), (x_test, y_test) = load()
+    (x, y), (x_test, y_test) = load(data_dir)
     key, *epoch_keys = jax.random.split(jax.random.key(0), 1 + EPOCHS)
     params = funcnet.init(key, (x.shape[1], HIDDEN_UNITS, 10))
     for i, key in enumerate(epoch_keys, 1):
@@ -60,4 +58,13 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data-dir",
+        metavar="FOLDER",
+        help="the MNIST files; without it $FUNCNET_DATA, then the user's cache, then a download, then small digits",
+    )
+    try:
+        main(parser.parse_args().data_dir)
+    except (ImportError, OSError) as error:
+        raise SystemExit(f"mnist_from_scratch: {error}") from error

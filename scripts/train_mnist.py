@@ -266,7 +266,7 @@ def draw(result: Result, params: Params, images: np.ndarray, labels: np.ndarray,
     """Write the pictures."""
     figures = {"confusion": plotting.confusion_matrix(result.confusion)}
     if math.isqrt(images.shape[1]) ** 2 == images.shape[1]:  # your own inputs need not be images
-        figures["mistakes"] = plotting.worst_mistakes(images, labels, p)
+        figures["mistakes"] = plotting.worst_mistakes(images, labels, p, columns=6)
         figures["weights"] = plotting.first_layer_weights(params[0][0])
     if result.history:
         figures["curves"] = plotting.curves(result.history)

@@ -788,8 +788,8 @@ def test_without_mnist_it_says_so_in_one_line_and_takes_the_digits(tmp_path, mon
     result = train(digits(tmp_path, dataset="auto"))
     said = [line for line in capsys.readouterr().err.splitlines() if "MNIST was neither" in line]
     assert said == [
-        "MNIST was neither found nor downloaded (2 places tried; --dataset mnist lists them): "
-        "training on the small digits bundled with scikit-learn instead"
+        "MNIST was neither found nor downloaded (2 places tried; funcnet.datasets.load_mnist() lists "
+        "them): the small digits of scikit-learn take its place"
     ]
     assert result.scores["test"]["samples"] == 360
     with pytest.raises(FileNotFoundError, match="MNIST was neither found nor downloaded:\n  no train-images"):

@@ -5,8 +5,11 @@ batch) and shares nothing with funcnet.
 """
 
 import re
+import runpy
+import sys
 
 import any_loss
+import deformations
 import forward_pass
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ import maximum_likelihood
 import mnist_from_scratch
 import numpy as np
 import oracle
+import per_sample_mnist
 import pytest
 import ten_hidden_units
 import three_tasks
@@ -116,14 +120,24 @@ def test_the_numpy_network_agrees(name, x64):
 # The first script.
 
 
-def test_mnist_from_scratch_learns_the_digits_where_mnist_cannot_be_had(monkeypatch, capsys):
-    def nowhere():
-        raise datasets.MnistNotFoundError("nowhere")
+@pytest.fixture
+def no_mnist(monkeypatch):
+    def nowhere(data_dir=None):
+        raise datasets.MnistNotFoundError("MNIST was neither found nor downloaded:\n  not here\n  a hash")
 
     monkeypatch.setattr(datasets, "load_mnist", nowhere)
+
+
+SAID = (
+    "MNIST was neither found nor downloaded (1 places tried; funcnet.datasets.load_mnist() lists them): the small "
+    "digits of scikit-learn take its place"
+)
+
+
+def test_mnist_from_scratch_learns_the_digits_where_mnist_cannot_be_had(no_mnist, capsys):
     mnist_from_scratch.main()
     said, *lines, last = capsys.readouterr().out.splitlines()
-    assert said.startswith("MNIST cannot be had here")
+    assert said == SAID
     rows = [re.fullmatch(r"epoch +(\d+): loss ([\d.]+)", line).groups() for line in lines]
     assert [int(number) for number, _ in rows] == list(range(1, 11))
     assert (np.diff([float(loss) for _, loss in rows]) < 0).all()
@@ -145,6 +159,61 @@ def test_its_step_is_gradient_descent():
 def test_mnist_from_scratch_gets_98_percent(mnist, capsys):
     mnist_from_scratch.main()
     assert float(re.search(r"accuracy ([\d.]+)%\n\Z", capsys.readouterr().out)[1]) > 97.8
+
+
+# Without MNIST, and the command line.
+
+
+TAKES_DIGITS = {  # scripts with the least that they do
+    "forward_pass": lambda out: forward_pass.main(out=out),
+    "ten_hidden_units": lambda out: ten_hidden_units.main(images=100, out=out),
+    "deformations": lambda out: deformations.main(out=out, upright_out=out.with_name("upright.png")),
+    "adversarial": lambda out: per_sample_mnist.adversarial(epochs=1, seeds=1, out=out),
+    "hardest": lambda out: per_sample_mnist.hardest(epochs=1, seeds=1, out=out),
+}
+
+
+@pytest.mark.parametrize("name", TAKES_DIGITS)
+def test_a_tutorial_takes_the_digits_where_mnist_cannot_be_had(name, no_mnist, tmp_path, capsys):
+    TAKES_DIGITS[name](tmp_path / "new" / "picture.png")
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == SAID
+    assert f"picture: {tmp_path / 'new' / 'picture.png'}" in others
+    assert (tmp_path / "new" / "picture.png").stat().st_size > 10_000
+
+
+def test_a_folder_that_is_named_must_hold_mnist(tmp_path):
+    with pytest.raises(datasets.MnistNotFoundError, match=r"no train-images-idx3-ubyte\[.gz\] in"):
+        datasets.load_mnist_or_digits(tmp_path)
+
+
+def test_where_nothing_can_download_the_digits_take_the_place_of_mnist_too(monkeypatch):
+    def no_pooch(data_dir=None):
+        raise ImportError("pooch is missing")
+
+    monkeypatch.setattr(datasets, "load_mnist", no_pooch)
+    said = []
+    name, (train, _) = datasets.load_mnist_or_digits(say=said.append)
+    assert (name, train[0].shape) == ("digits", (1437, 64))
+    assert said == ["MNIST cannot be downloaded (pooch is missing): the small digits of scikit-learn take its place"]
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["forward_pass", "ten_hidden_units", "deformations", "per_sample_mnist adversarial", "mnist_from_scratch",
+     "any_loss", "maximum_likelihood", "three_tasks"],
+)  # fmt: skip
+def test_help_starts_no_work_and_names_the_data(script, no_mnist, monkeypatch, capsys):
+    name, *command = script.split()
+    monkeypatch.setattr(sys, "argv", [name, *command, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(name, run_name="__main__")
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "MNIST was neither" not in said
+    assert "picture:" not in said
+    reads_mnist = script not in ("any_loss", "maximum_likelihood", "three_tasks")
+    assert all((word in said) == reads_mnist for word in ("--data-dir", "$FUNCNET_DATA"))
 
 
 # 1. The forward pass.
@@ -176,7 +245,7 @@ def test_a_line_separates_what_the_layer_has_bent():
     assert accuracy == 1
     title, points = forward_pass.frames(params, x)[-1]
     (_, _), (w, b) = params
-    assert title == "tanh: bent, and a line will do"
+    assert title == "tanh: bent, a line will do"
     assert (((points @ np.asarray(w))[:, 0] + float(b[0]) > 0) == y).all()
 
 
@@ -258,7 +327,7 @@ def test_the_new_loss_minds_outliers_less():
 def test_ten_hidden_units_by_gradient_descent(mnist):
     """85% in training and 84% held out: 84% to 87% on both, in three seeds."""
     ((_, _, (train, held_out)),) = ten_hidden_units.accuracies(
-        ten_hidden_units.split(), ten_hidden_units.SETTINGS[:1], seeds=3
+        ten_hidden_units.split(images=41_000), ten_hidden_units.SETTINGS[:1], seeds=3
     )
     assert ((train >= 0.84) & (train <= 0.87)).all(), train
     # An accuracy on 1,000 images has a standard error of 1.1%: the mean of the three must be in the band, and each

@@ -6,6 +6,7 @@ Every file is checked before it is used: the header against the length, and the 
 import hashlib
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ __all__ = [
     "load_digits",
     "load_fashion_mnist",
     "load_mnist",
+    "load_mnist_or_digits",
     "read_idx",
 ]
 
@@ -166,6 +168,40 @@ def load_digits() -> Dataset:
     x = np.round(digits.data * (255 / 16)).astype(np.uint8)
     y = digits.target.astype(np.int32)
     return split(x, y, held_out=len(x) // 5 + 1)
+
+
+def load_mnist_or_digits(
+    data_dir: str | os.PathLike[str] | None = None, *, say: Callable[[str], object] = print
+) -> tuple[str, Dataset]:
+    """MNIST as `load_mnist` finds it; where it is nowhere, the digits of `load_digits`, and a line that says so.
+
+    Args:
+      data_dir: the folder that holds the files of MNIST. If you give one, they must be there.
+      say: is called with the line.
+
+    Returns:
+      `("MNIST", dataset)` or `("digits", dataset)`.
+
+    Raises:
+      MnistNotFoundError: a file is not in the folder that was given.
+      ValueError: as `load_mnist`.
+      ImportError: as `load_digits`.
+
+    >>> load_mnist_or_digits("none")
+    Traceback (most recent call last):
+    funcnet.datasets.MnistNotFoundError: MNIST: there is no folder none; where no folder is named, others are looked in
+    """
+    try:
+        return "MNIST", load_mnist(data_dir)
+    except MnistNotFoundError as error:
+        if data_dir is not None:
+            raise
+        places = len(str(error).splitlines()) - 2
+        why = f"was neither found nor downloaded ({places} places tried; funcnet.datasets.load_mnist() lists them)"
+    except ImportError as error:
+        why = f"cannot be downloaded ({error})"
+    say(f"MNIST {why}: the small digits of scikit-learn take its place")
+    return "digits", load_digits()
 
 
 class _Known(NamedTuple):

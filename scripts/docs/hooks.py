@@ -3,13 +3,14 @@
 In a page, a line `{{ readme: }}` stands for README.md and `{{ changelog: }}` for CHANGELOG.md, without their titles,
 `{{ figures: FILE: SUITE }}` for the table of a suite of scripts/benchmarks/results/FILE.json,
 `{{ source: funcnet.mlp.backward_sweep }}` for the source of that function, and `{{ line: FUNCTION: START }}` for its
-line that starts so. LaTeX becomes MathML, which browsers draw by themselves. Extras are
+line that starts so. LaTeX becomes MathML, which browsers draw by themselves; the site brings a font for it. Extras are
 imported inside the functions: the tests read the pages without them.
 """
 
 import html
 import importlib
 import inspect
+import io
 import json
 import re
 import sys
@@ -24,6 +25,7 @@ def on_files(files, config):
 
     for picture in sorted((ROOT / "scripts" / "pictures").glob("*.png")):
         files.append(File.generated(config, f"pictures/{picture.name}", abs_src_path=str(picture)))
+    files.append(File.generated(config, "math.woff", content=_font()))
     return files
 
 
@@ -33,20 +35,47 @@ def on_page_markdown(markdown, **_):
 
 
 def on_page_content(content, page, **_):
-    """Every formula as MathML."""
+    """Every formula as MathML, in one line with the comma after it; and no line ends within a short piece of code."""
     for tag, display, begin, end in (("span", "inline", r"\(", r"\)"), ("div", "block", r"\[", r"\]")):
-        pattern = rf'<{tag} class="arithmatex">\s*{re.escape(begin)}(.*?){re.escape(end)}\s*</{tag}>'
-        content = re.sub(pattern, lambda match, display=display: _mathml(match[1], display), content, flags=re.DOTALL)
+        pattern = rf'<{tag} class="arithmatex">\s*{re.escape(begin)}(.*?){re.escape(end)}\s*</{tag}>([.,;:)]*)'
+        content = re.sub(
+            pattern, lambda match, display=display: _mathml(match[1], display, match[2]), content, flags=re.DOTALL
+        )
     if 'class="arithmatex"' in content:
         raise ValueError(f"{page.file.src_uri}: a formula was not understood")
-    return content
+    return re.sub("<code>(?=[^<]{1,24}</code>)", '<code class="short">', content)
 
 
-def _mathml(latex, display):
+def _font():
+    """STIX Two Math with the characters of formulas alone, for style.css; its licence (SIL OFL 1.1) is in its names.
+
+    The whole font comes with the package ziamath and has 1.5 MB.
+    """
+    from fontTools import subset
+    from ziamath import fonts
+
+    ranges = ((0x20, 0x7E), (0xA0, 0xFF), (0x391, 0x3F6), (0x2010, 0x2026), (0x2032, 0x2034), (0x2061, 0x2064),
+              (0x210E, 0x2113), (0x2190, 0x21D5), (0x2200, 0x22FF), (0x2308, 0x230B), (0x27E8, 0x27E9),
+              (0x1D400, 0x1D467), (0x1D6A4, 0x1D71B))  # fmt: skip
+    options = subset.Options(flavor="woff", name_IDs=["*"], layout_features=[], notdef_outline=True, hinting=False)
+    font = subset.load_font(str(Path(fonts.__file__).with_name("STIXTwoMath-Regular.ttf")), options)
+    cut = subset.Subsetter(options)
+    cut.populate(unicodes=[code for first, last in ranges for code in range(first, last + 1)])
+    cut.subset(font)
+    whole = io.BytesIO()
+    subset.save_font(font, whole, options)
+    return whole.getvalue()
+
+
+def _mathml(latex, display, after):
     from latex2mathml.converter import convert
 
     formula = convert(html.unescape(latex), display=display)
-    return f'<div class="formula">{formula}</div>' if display == "block" else formula
+    if display == "block":
+        return f'<div class="formula">{formula}</div>{after}'
+    if len(latex) > 40:  # maybe wider than a phone
+        formula = f'<span class="long-formula">{formula}</span>'
+    return f'<span class="together">{formula}{after}</span>' if after else formula
 
 
 def _taken(line):

@@ -90,21 +90,15 @@ def load(config: Config) -> Data:
 
 def find(config: Config) -> tuple[str, datasets.Dataset, tuple[str, ...]]:
     """The name of the data set in the settings, the data set, and the names of its classes."""
-    if config.dataset in ("mnist", "auto"):
-        try:
-            return "MNIST", datasets.load_mnist(config.data_dir), DIGITS
-        except datasets.MnistNotFoundError as error:
-            if config.dataset == "mnist" or config.data_dir is not None:
-                raise
-            say(
-                f"MNIST was neither found nor downloaded ({len(str(error).splitlines()) - 2} places tried; --dataset "
-                "mnist lists them): training on the small digits bundled with scikit-learn instead"
-            )
+    if config.dataset == "mnist" or (config.dataset == "auto" and config.data_dir is not None):
+        return "MNIST", datasets.load_mnist(config.data_dir), DIGITS
+    if config.dataset == "auto":
+        return *datasets.load_mnist_or_digits(say=say), DIGITS
     if config.dataset == "fashion":
         return "Fashion-MNIST", datasets.load_fashion_mnist(config.data_dir), datasets.FASHION_MNIST_NAMES
     if config.data_dir is not None:
         raise ValueError(f"--data-dir is for MNIST and Fashion-MNIST, and --dataset is {config.dataset!r}")
-    if config.dataset in ("digits", "auto"):
+    if config.dataset == "digits":
         return "digits", datasets.load_digits(), DIGITS
     try:
         dataset, names = datasets.load_arrays(config.dataset)

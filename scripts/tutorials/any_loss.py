@@ -1,6 +1,6 @@
 """Any activation, any loss: each is a function with its derivative beside it, and the backward pass needs no more.
 
-python scripts/tutorials/any_loss.py              # checks, trains, and draws any_loss.png
+python scripts/tutorials/any_loss.py              # checks, trains, and draws runs/any_loss.png
 
 **The derivation.** The network is a chain `out = f_L(... f_2(f_1(x W_1 + b_1) W_2 + b_2) ...)`, and the loss acts on
 what comes out of it. Let `delta_l` be the derivative of the loss by `z_l = a_{l-1} W_l + b_l`. By the chain rule
@@ -12,6 +12,8 @@ what comes out of it. Let `delta_l` be the derivative of the loss by `z_l = a_{l
 and nothing in it asks which `f` or which loss. Here gradients are summed over the batch, as some texts have it:
 that is `N` times funcnet's mean.
 """
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,7 @@ def fit(x, y, network, steps=600, seed=0):
 
 def draw(x, y, curves):
     """The points, and curves through them."""
-    figure = plotting.new_figure(6.4, 3.6, "Two losses, one network: log cosh minds the outliers less")
+    figure = plotting.new_figure(6.4, 3.6, "One network, two losses: outliers pull log cosh less")
     axes = figure.subplots()
     axes.plot(x, y, ".", color=plotting.GREY, markersize=4, label="data")
     for (name, values), style in zip(curves.items(), plotting.STYLES, strict=False):
@@ -66,7 +68,7 @@ def draw(x, y, curves):
     return figure
 
 
-def main(*, out: Picture = "any_loss.png") -> None:
+def main(*, out: Picture = Path("runs/any_loss.png")) -> None:
     """Check a new activation and a new loss, train with them, and draw the fit."""
     x, y = data()
     print(testing.check_activation(softsign), testing.check_loss(log_cosh, class_ids=False), sep="\n\n", end="\n\n")

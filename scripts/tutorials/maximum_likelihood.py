@@ -1,10 +1,12 @@
 """Derived from maximum likelihood: logits and probabilities apart, a checked gradient, two moons.
 
-python scripts/tutorials/maximum_likelihood.py    # prints the checks, and draws maximum_likelihood.png
+python scripts/tutorials/maximum_likelihood.py    # prints the checks, and draws runs/maximum_likelihood.png
 
 The network's outputs are logits; `softmax` makes them probabilities, and the loss of a label is `-log p[label]`.
 Together they are `log sum exp(logits) - logits[label]`, which stays correct where a probability rounds to 0.
 """
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -37,25 +39,25 @@ def fit(x, y, steps=300, rate=0.5, seed=0):
 
 def draw(x, y, probability, losses):
     """The loss by step; and what the network says everywhere, with the points that it was fitted to."""
-    figure = plotting.new_figure(9, 3.6, "The loss falls at every step, until a bent line separates the two classes")
-    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
-    left.plot(losses, **plotting.STYLES[0])
-    left.set(xlabel="step", ylabel="mean loss (nats)", ylim=(0, None))
-    left.grid(alpha=0.3)
+    figure = plotting.new_figure(6, 6.4, "Two moons: the loss, and what the network says of the plane")
+    upper, lower = figure.subplots(2, 1, height_ratios=(2, 3))
+    upper.plot(losses, **plotting.STYLES[0])
+    upper.set(xlabel="step", ylabel="mean loss (nats)", ylim=(0, None))
+    upper.grid(alpha=0.3)
     low, high = x.min(0) - 0.3, x.max(0) + 0.3
     across, up = np.meshgrid(np.linspace(low[0], high[0], 160), np.linspace(low[1], high[1], 120))
     p = np.asarray(probability(np.stack([across.ravel(), up.ravel()], 1).astype(x.dtype))).reshape(across.shape)
-    shades = right.contourf(across, up, p, levels=np.linspace(0, 1, 11), cmap="PuOr_r", alpha=0.6)
-    right.contour(across, up, p, levels=[0.5], colors="black")
+    shades = lower.contourf(across, up, p, levels=np.linspace(0, 1, 11), cmap="PuOr_r", alpha=0.6)
+    lower.contour(across, up, p, levels=[0.5], colors="black")
     for k, style in enumerate(CLASSES):
-        right.scatter(*x[y == k].T, s=14, edgecolors="white", linewidths=0.4, **style, label=f"class {k}")
-    figure.colorbar(shades, ax=right, label="probability of class 1; black: 1/2")
-    right.set(xlabel="x_1", ylabel="x_2")
-    right.legend(fontsize=8, loc="upper right")
+        lower.scatter(*x[y == k].T, s=14, edgecolors="white", linewidths=0.4, **style, label=f"class {k}")
+    figure.colorbar(shades, ax=lower, label="probability of class 1; black: 1/2")
+    lower.set(xlabel="input 1", ylabel="input 2")
+    lower.legend(loc="upper right")
     return figure
 
 
-def main(*, out: Picture = "maximum_likelihood.png") -> None:
+def main(*, out: Picture = Path("runs/maximum_likelihood.png")) -> None:
     """Print the checks, fit two moons, and draw the loss and the decision boundary."""
     z = jnp.linspace(-8, 8, 5)
     off = float(jnp.abs(logistic_regression(z) - jax.nn.sigmoid(z)).max())

@@ -1,7 +1,9 @@
 """Three tasks, one forward pass: the last layer's loss alone makes it binary, multi-class or regression.
 
-python scripts/tutorials/three_tasks.py           # prints the tables, and draws three_tasks.png
+python scripts/tutorials/three_tasks.py           # prints the tables, and draws runs/three_tasks.png
 """
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,7 @@ def in_batches_error(batch=128, n=1000):
     return float(jnp.abs(jnp.concatenate(parts) - forward(params, x)).max())
 
 
-def main(*, out: Picture = "three_tasks.png") -> None:
+def main(*, out: Picture = Path("runs/three_tasks.png")) -> None:
     """Print the tables of the three tasks, and draw how a signal fares through 20 layers."""
     for name, (sizes, loss) in TASKS.items():
         params = init(jax.random.key(0), sizes)
