@@ -71,6 +71,7 @@ def _mathml(latex, display, after):
     from latex2mathml.converter import convert
 
     formula = convert(html.unescape(latex), display=display)
+    formula = formula.replace('<mo stretchy="false">&#x0007C;', '<mo stretchy="false" lspace="0" rspace="0">&#x0007C;')
     if display == "block":
         return f'<div class="formula">{formula}</div>{after}'
     if len(latex) > 40:  # maybe wider than a phone
