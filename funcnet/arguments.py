@@ -277,11 +277,11 @@ def check_probabilities(y: ArrayLike, network: Network) -> None:
     bad = np.argwhere((y < low - 0.01) | (y > high + 0.01))
     if len(bad):
         first = tuple(bad[0].tolist())
-        expected = "0 and above" if takes == "class logits" else "0 to 1"
+        expected = "0 to 1" if takes == "label logits" else "0 and above"
         whose = "the output sigmoid" if takes == "values" else network.loss.name
+        hint = "; convert targets of -1 and 1 by (y + 1) / 2" if y[first] == -1 else ""
         raise ValueError(
-            f"y[{', '.join(map(str, first))}] is {y[first]}, expected targets from {expected} for {whose}; convert "
-            "targets of -1 and 1 by (y + 1) / 2"
+            f"y[{', '.join(map(str, first))}] is {y[first]}, expected targets from {expected} for {whose}{hint}"
         )
 
 

@@ -119,7 +119,7 @@ def _explain(fn, names, args, kwargs, error) -> NoReturn:
     given = dict(zip(names, args, strict=False)) | kwargs
     if "network" in given:
         check_network(given["network"])
-    for name in given.keys() & _ARRAYS:
+    for name in sorted(given.keys() & _ARRAYS):
         as_array(name, given[name])
     for name, value in given.items():
         if isinstance(value, str):

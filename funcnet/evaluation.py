@@ -236,10 +236,11 @@ def ensemble(logits: Array) -> Array:
     >>> jax.nn.softmax(ensemble(jnp.stack([sure, unsure])))
     Array([0.25006, 0.74994], dtype=float32)
     """
-    if logits.shape[-1] < 2:
+    logits = as_array("logits", logits)
+    if logits.ndim < 2 or logits.shape[-1] < 2:
         raise ValueError(
-            f"ensemble: logits has shape {logits.shape}, expected two classes or more: for one logit take the mean of "
-            "jax.nn.sigmoid(logits)"
+            f"ensemble: logits has shape {logits.shape}, expected (M, ..., K), two classes or more: for one logit "
+            "take the mean of jax.nn.sigmoid(logits)"
         )
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(len(logits))
 

@@ -246,6 +246,6 @@ def from_name(name: str) -> Loss:
     True
     """
     by_name = {loss.name: loss for loss in SHIPPED}
-    if name not in by_name:
+    if not isinstance(name, str) or name not in by_name:
         raise ValueError(f"unknown loss {name!r}, expected one of {', '.join(by_name)}")
     return by_name[name]

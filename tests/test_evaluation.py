@@ -147,8 +147,10 @@ def test_what_is_not_a_number_is_not_correct_and_shapes_are_checked():
     for y in (np.zeros((3, 1), np.int32), np.zeros(3, np.float32), np.eye(4, dtype=int)[:3]):
         with pytest.raises(ValueError, match=r"y has dtype .*, so it holds"):
             evaluation.is_correct(nan, y)
-    with pytest.raises(ValueError, match=r"ensemble: logits has shape .*, expected two classes or more"):
+    with pytest.raises(ValueError, match=r"ensemble: logits has shape .*, expected .*, two classes or more"):
         evaluation.ensemble(jnp.zeros((2, 3, 1)))
+    with pytest.raises(ValueError, match=r"shape \(2,\), expected \(M, \.\.\., K\)"):
+        evaluation.ensemble([0.0, 1.0])
 
 
 def test_scores_are_in_float32_at_least():
@@ -238,7 +240,7 @@ def test_targets_that_name_no_class_are_not_correct():
             Network(output=activations.sigmoid, loss=funcnet.squared_error),
             1,
             [-1.0],
-            r"y\[0, 0\] is -1.0, expected targets from 0 to 1 for the output sigmoid",
+            r"y\[0, 0\] is -1.0, expected targets from 0 and above for the output sigmoid; convert targets of -1",
         ),
     ],
     ids=["logits", "probability"],

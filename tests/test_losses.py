@@ -232,6 +232,8 @@ def test_what_a_loss_takes_is_one_of_three():
 
 def test_names_find_their_loss_or_those_there_are():
     assert losses.from_name("softmax_cross_entropy") is softmax_cross_entropy
+    with pytest.raises(ValueError, match=r"unknown loss \['mse'\]"):
+        losses.from_name(["mse"])
     with pytest.raises(ValueError, match="unknown loss 'mse', expected one of softmax_cross_entropy, sigmoid"):
         losses.from_name("mse")
 

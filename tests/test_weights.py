@@ -283,9 +283,9 @@ def test_one_copy_at_a_time_is_in_memory(tmp_path):
     weights.load(tmp_path / "w")  # imports
     tracemalloc.start()
     params, _ = weights.load(tmp_path / "w")
-    kept, peak = tracemalloc.get_traced_memory()  # JAX may keep NumPy's memory in place of a copy
+    kept, peak = tracemalloc.get_traced_memory()  # JAX keeps NumPy's memory, or copies it later
     tracemalloc.stop()
-    assert peak - kept < 4 * layer * 4 < sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert peak - kept < 6 * layer * 4 < sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize(
