@@ -189,7 +189,7 @@ def load_mnist_or_digits(
 
     >>> load_mnist_or_digits("none")
     Traceback (most recent call last):
-    funcnet.datasets.MnistNotFoundError: MNIST: there is no folder none; where no folder is named, others are looked in
+    funcnet.datasets.MnistNotFoundError: MNIST: there is no folder none; without a folder, other places are tried
     """
     try:
         return "MNIST", load_mnist(data_dir)
