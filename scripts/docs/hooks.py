@@ -5,6 +5,9 @@ In a page, a line `{{ readme: }}` stands for README.md and `{{ changelog: }}` fo
 `{{ source: funcnet.mlp.backward_sweep }}` for the source of that function, and `{{ line: FUNCTION: START }}` for its
 line that starts so. LaTeX becomes MathML, which browsers draw by themselves; the site brings a font for it. Extras are
 imported inside the functions: the tests read the pages without them.
+
+The README leads to the pages as they lie in the repository, too: there a line has a link before its marker, which is in
+a comment, `[file](path)<!--{{ source: ... }}-->`, and pictures are at `../../pictures/`.
 """
 
 import html
@@ -30,8 +33,9 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, **_):
-    """Put in what the lines in braces stand for."""
-    return re.sub(r"^[ \t]*\{\{.*$", lambda match: _taken(match[0]), markdown, flags=re.MULTILINE)
+    """Put in what the lines in braces stand for, and the pictures."""
+    markdown = markdown.replace("](../../pictures/", "](pictures/")
+    return re.sub(r"^[ \t]*(\[.*<!--)?\{\{.*$", lambda match: _taken(match[0]), markdown, flags=re.MULTILINE)
 
 
 def on_page_content(content, page, **_):
@@ -80,7 +84,7 @@ def _mathml(latex, display, after):
 
 
 def _taken(line):
-    kind, _, name = line.strip().removeprefix("{{").removesuffix("}}").strip().partition(":")
+    kind, _, name = line.partition("{{")[2].partition("}}")[0].strip().partition(":")
     if kind == "readme":
         return _with_links_of_the_site(_without_title("README.md"))
     if kind == "changelog":
