@@ -91,7 +91,10 @@ def test_equals_jax_grad_at_every_depth(dtype):
 @pytest.mark.parametrize("depth", [1, 2, 4, 32])
 @pytest.mark.parametrize("act", activations.SHIPPED, ids=lambda act: act.name)
 def test_equals_jax_grad_everywhere(act, depth, dtype):
-    """Two layers with and without weights and masks in batches of every shape, half of them in each dtype."""
+    """Two layers with and without weights and masks in batches of every shape, half of them in each dtype.
+
+    32 layers with each loss, of which one is for float64.
+    """
     kinds = {
         1: [(leading, True, True) for leading in LEADING],
         2: [
@@ -109,7 +112,7 @@ def test_equals_jax_grad_everywhere(act, depth, dtype):
             oracle.make_case(depth, oracle.sizes_of(depth), leading, dtype, weighted=weighted, masked=masked),
         )
         for leading, weighted, masked in kinds[depth]
-        for loss in losses.SHIPPED
+        for loss in (losses.SHIPPED if depth < 32 else losses.SHIPPED[dtype == "float64" :: 2])
     ]
     errors, _ = errors_against_jax(calls)
     # jax.grad's rule for the sigmoid takes 1 - s, which is rounded where s is near 1, and 32 layers add up: silu is 156

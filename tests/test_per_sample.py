@@ -128,8 +128,10 @@ def test_equals_vmap_of_jax_grad(dtype):
 @pytest.mark.slow
 @every_loss
 def test_equals_vmap_of_jax_grad_everywhere(loss, dtype):
+    """Half of the kinds of labels in each dtype."""
     kinds = with_everything((7,), dtype), soft((7,), dtype)
-    check_everything([(n, kind) for n in EVERY if n.loss == loss for kind in kinds], dtype)
+    calls = [(network, kinds[(i + (dtype == "float64")) % 2]) for i, network in enumerate(EVERY)]
+    check_everything([call for call in calls if call[0].loss == loss], dtype)
 
 
 def test_equals_vmap_of_jax_grad_for_every_batch_and_depth(dtype):
