@@ -63,6 +63,14 @@ def test_against_numpy_and_jax(dtype):
 
 
 @EACH
+def test_class_ids_of_one_sample_and_of_several_axes(loss):
+    for batch in [(), (1,), (2, 1)]:
+        out, y = np.random.default_rng(0).normal(size=(*batch, 4)), np.full(batch, 2)
+        want = oracle.LOSSES[loss.name](out, np.eye(4)[y])
+        np.testing.assert_allclose(loss.fn(jnp.float32(out), jnp.int32(y)), want, rtol=1e-6)
+
+
+@EACH
 def test_class_ids_of_any_integer_dtype(loss):
     out = np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32)
     y = np.array([0, 7, 127])
