@@ -436,8 +436,9 @@ def test_the_noise_scale_is_unbiased(x64):
     for seed in range(8):  # one sample has no variance
         (params, x, y), _ = oracle.make_case(seed, SIZES, (3,), np.float32, weighted=False, masked=False)
         assert np.isnan(per_sample.gradient_noise_scale(params, x[:1], y[:1]).trace)
-        alone = np.float32([0.3, 0, 0])
-        assert np.isnan(per_sample.gradient_noise_scale(params, x, y, sample_weight=alone).ratio)
+        for alone in ([0.3, 0, 0], [1, 3e-7, 0]):  # the second to rounding
+            w = np.float32(alone)
+            assert np.isnan(per_sample.gradient_noise_scale(params, x, y, sample_weight=w).ratio)
 
 
 def gauss_newton_by_jax(params, v, x, y, network, *, masks=None, sample_weight=None):

@@ -180,6 +180,18 @@ def test_limits_take_any_tree_and_give_it_back(tree, half):
         np.testing.assert_allclose(p + moved, want, atol=2e-2 if half else 1e-6)
 
 
+def test_no_smoothing_at_all_is_one_hot():
+    np.testing.assert_array_equal(regularizers.smooth_labels(np.array([2, 0]), 3, 0.0), np.eye(3)[[2, 0]])
+
+
+def test_the_global_norm_of_float64_has_all_its_digits(x64):
+    """Also beside leaves of float32."""
+    clip = regularizers.clip_by_global_norm(sgd(1.0), 1.0)
+    grads = {"a": np.float64([1 / 3, 5.0]), "b": np.float32([0.5])}
+    updates, _ = clip.update(grads, clip.init(grads))
+    np.testing.assert_allclose(updates["a"], -grads["a"] / np.sqrt(1 / 9 + 25 + 0.25), rtol=1e-14)
+
+
 def test_a_gradient_that_is_no_number_stays_one():
     """And one whose squares are infinite is clipped all the same."""
     update, state = jax.jit(regularizers.clip_by_global_norm(sgd(1.0), 1.0).update), sgd(1.0).init(None)
