@@ -9,6 +9,7 @@ Its parts are in `mnist/`: settings, recipes, data, program, run folder, process
 
 import math
 import re
+import signal
 import sys
 import time
 import traceback
@@ -400,4 +401,7 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == PREEMPTED:  # while Python shuts down, a second SIGTERM would end it with another status
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(status)
