@@ -39,8 +39,8 @@ PARTS = {
     "exchange": ["checks", "torch_tensors", "torch_module", "torch", "sklearn", "onnx", "onnx_nodes", "from_onnx",
                  "stablehlo", "__init__"],
     "checkpoints": ["fingerprints", "leaves", "damage", "notes", "__init__"],
-    "testing": ["trees", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
-                "__init__", "__main__"],
+    "testing": ["trees", "causes", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
+                "point", "suspects", "behaviour", "rules", "__init__", "__main__"],
 }  # fmt: skip
 # Only others use them.
 INTERNAL = {"arguments", "batches", "calls", "clipping", "described", "extras", "files", "sweeps", "table"}

@@ -1,6 +1,7 @@
 """Gradient checks: compare a hand-written gradient with a ladder of references, leaf by leaf, entry by entry.
 
     assert_backward(params, x, y, Network(hidden=my_activation))            # in a pytest test
+    assert_vjp(my_norm, x, w)                                               # any JAX function, with its own rule
     check_gradients(fn, grad_fn, (params, x, y))                            # any scalar function of a tree
     python -m funcnet.testing                                               # all shipped functions, on this device
 
@@ -36,9 +37,11 @@ from funcnet.testing.functions import assert_tree_close, check_activation, check
 from funcnet.testing.kinks import find_kinks
 from funcnet.testing.networks import assert_backward, check_backward, save_case
 from funcnet.testing.report import Report, Row
+from funcnet.testing.rules import assert_jvp, assert_vjp, check_jvp, check_vjp
 from funcnet.testing.trees import enable_x64
 
 __all__ = [
-    "Report", "Row", "assert_backward", "assert_tree_close", "check_activation", "check_backward", "check_gradients",
-    "check_loss", "enable_x64", "find_kinks", "save_case",
+    "Report", "Row", "assert_backward", "assert_jvp", "assert_tree_close", "assert_vjp", "check_activation",
+    "check_backward", "check_gradients", "check_jvp", "check_loss", "check_vjp", "enable_x64", "find_kinks",
+    "save_case",
 ]  # fmt: skip

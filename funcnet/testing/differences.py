@@ -1,38 +1,42 @@
 """Differences of a function: independent of autodiff, and the only reference if JAX cannot differentiate it."""
 
+import contextlib
 import functools
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.testing.report import Row, error_in_eps, structure_rows
+from funcnet.testing.report import Row, error_in_eps, fault_of, relative, structure_rows
 from funcnet.testing.subgradients import is_subgradient
-from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, leaf_names
+from funcnet.testing.trees import as_arrays, as_one_program, cast_to, enable_x64, eps_of, leaf_names, quick_jit
 
 DIFFERENCE_TOLERANCE = 1e-6  # relative; a sixth-order difference in float64 is accurate to 1e-9
 CLEARLY = 1e4  # times the noise of a difference: a slope that is not 0
+MOVES_ALLOWED = 32.0  # times the change if each number moves by its eps: what rounding in a narrow dtype may cost
+SHOWN_BY_ENTRY = 4096  # the largest leaf for which a mistake is located by the difference of each entry
 ENTRY_BY_ENTRY = 256  # if differences alone judge: the largest leaf of which each entry is differentiated
 AT_KINKS = "at a kink: between the gradients of points around it"
 
 
-def differences(move, gradient, norm, seed) -> tuple[bool | None, str]:
+def differences(move, gradient, norm, seed, accuracy=0.0) -> tuple[bool | None, str]:
     """Whether differences along a leaf agree with its gradient (None: cannot tell), and the text for the report."""
-    worst, judged = 0.0, 0
+    worst, judged, allowed = 0.0, 0, max(DIFFERENCE_TOLERANCE, accuracy)
     if gradient.size <= 16:
         directions = np.eye(gradient.size).reshape(-1, *gradient.shape)
     else:
         directions = [random_direction(seed + k, gradient.shape) for k in range(3)]
     for v in directions:
-        slope, noise = central_difference(move(v))
+        slope, noise = map(float, central_difference(move(v)))
         expected = float(np.sum(gradient * v))
         scale = max(abs(expected), norm / math.sqrt(gradient.size), 1e-300)
         if not norm and abs(slope) > CLEARLY * noise:  # a gradient of zero, but the function changes
             scale, noise = abs(slope), 0.0
-        if noise <= DIFFERENCE_TOLERANCE * scale / 10:  # otherwise the difference itself is in doubt
+        if noise <= allowed * scale / 10:  # otherwise the difference itself is in doubt
             judged += 1
             worst = max(worst, abs(slope - expected) / scale)
     doubt = (
@@ -40,36 +44,75 @@ def differences(move, gradient, norm, seed) -> tuple[bool | None, str]:
     )
     if not judged:
         return None, f"no differences{doubt}"
-    return worst <= DIFFERENCE_TOLERANCE, f"differences {worst:.0e}{doubt}"
+    return worst <= allowed, f"differences {relative(worst)}{doubt}"
 
 
-def central_difference(f) -> tuple[Any, float]:
-    """The slope of `f` at 0 to sixth order, and its noise: how far two step sizes, or the two sides, are apart."""
+def central_difference(f) -> tuple[np.ndarray, np.ndarray]:
+    """The slopes of an array `f` at 0, to sixth order, and their noise: how far two steps or the two sides differ."""
 
     def slope(h):
         return (45 * (f(h) - f(-h)) - 9 * (f(2 * h) - f(-2 * h)) + (f(3 * h) - f(-3 * h))) / (60 * h)
 
     f = functools.cache(f)
     here = f(0.0)
-    rounding = 8 * np.finfo(np.float64).eps * max(1.0, float(np.max(np.abs(here))))  # terms may have cancelled
+    rounding = 8 * np.finfo(np.float64).eps * np.maximum(1.0, np.abs(here))  # terms may have cancelled
     tried = []
     for h in (1e-3, 1e-2, 1e-4, 1e-5, 1e-6):
         coarse, fine = slope(h), slope(h / 2)
-        tried.append((max(float(np.max(np.abs(coarse - fine))), rounding / h), h, fine))
-        if tried[-1][0] <= 1e-9 * float(np.max(np.abs(fine))):
+        tried.append((np.maximum(np.abs(coarse - fine), rounding / h), h, fine))
+        if (tried[-1][0] <= 1e-9 * np.abs(fine)).all():
             break
-    noise, best_h, best = min(tried, key=lambda estimate: estimate[0])
+    noise, best_h, best = tried[0]
+    for its_noise, h, fine in tried[1:]:
+        better = its_noise < noise
+        noise, best_h, best = (np.where(better, *pair) for pair in ((its_noise, noise), (h, best_h), (fine, best)))
     for its_noise, h, fine in tried:  # if only the larger step reaches a kink, trust the smaller
-        apart = float(np.max(np.abs(fine - best)))
-        if h < best_h and apart > 2 * its_noise:
-            noise = max(noise, apart)
+        apart = np.abs(fine - best)
+        noise = np.where((h < best_h) & (apart > 2 * its_noise), np.maximum(noise, apart), noise)
     for h in (1e-3, 1e-5):
         # g(h) = (f(h) - 2 f(0) + f(-h)) / h is the jump of the slope at 0, and odd powers of h: two are eliminated.
         g = [(f(t) - 2 * here + f(-t)) / t for t in (h, h / 2, h / 4)]
-        jump = float(np.max(np.abs(g[0] - 10 * g[1] + 16 * g[2]))) / 7
-        if h == 1e-3 or jump > 12 * rounding / h:
-            noise = max(noise, jump)
+        jump = np.abs(g[0] - 10 * g[1] + 16 * g[2]) / 7
+        noise = np.where((h == 1e-3) | (jump > 12 * rounding / h), np.maximum(noise, jump), noise)
     return best, noise
+
+
+class Moves(NamedTuple):
+    """A scalar function in float64, with one leaf of its first argument moved."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+
+    def leaf(self, i) -> np.ndarray:
+        """Leaf `i` at the point."""
+        return np.asarray(jax.tree.leaves(self.args[0])[i])
+
+    def at(self, i, moved) -> float:
+        """The value with leaf `i` there."""
+        with enable_x64(True):
+            moved = jax.device_put(moved) if isinstance(jax.tree.leaves(self.args[0])[i], jax.Array) else moved
+            return float(self._with(i, moved))
+
+    def each_entry(self, i) -> Callable[[float], np.ndarray]:
+        """`f(t)`, the values with each entry of leaf `i` moved by `t` alone, from one program if there can be one."""
+        leaf = self.leaf(i)
+
+        def values(t):
+            steps = jnp.eye(leaf.size, dtype=leaf.dtype).reshape(-1, *leaf.shape)
+            return jax.lax.map(lambda step: self._with(i, leaf + t * step), steps)
+
+        program = quick_jit(values)
+
+        def f(t):
+            with enable_x64(True), contextlib.suppress(Exception):  # any error that a function raises under tracing
+                return np.asarray(program(np.float64(t)))
+            return np.array([self.at(i, leaf + t * step.reshape(leaf.shape)) for step in np.eye(leaf.size)])
+
+        return f
+
+    def _with(self, i, moved):
+        leaves, tree = jax.tree.flatten(self.args[0])
+        return self.fn(jax.tree.unflatten(tree, [*leaves[:i], moved, *leaves[i + 1 :]]), *self.args[1:])
 
 
 def taylor_order(f, gradient, seed) -> str:
@@ -90,27 +133,27 @@ def random_direction(seed, shape) -> np.ndarray:
     return v / max(np.linalg.norm(v), 1e-300)
 
 
-def judge_by_differences(fn, by_hand, args, *, seed, stopped=()) -> tuple[Row, ...]:
-    """Rows, one per leaf of `args[0]`, without `jax.grad` to compare with."""
+def judge_by_differences(
+    fn, by_hand, args, *, seed, stopped=(), names=None, accuracy=DIFFERENCE_TOLERANCE
+) -> tuple[Row, ...]:
+    """Rows, one per leaf of `args[0]`, without `jax.grad` to compare with. In their own dtype, rounding may cost more.
+
+    How much more is measured: by the change of the gradient if each number is moved by its eps.
+    """
+    value_of = as_one_program(fn)
     with enable_x64(True):
         args64 = cast_to(args, np.float64)
-        value, got64 = np.asarray(fn(*args64)), by_hand(*args64)
+        value, got64 = np.asarray(value_of(*args64)), by_hand(*args64)
         if rows := structure_rows(got64, args64[0]):
             return rows
         got64 = [np.asarray(g, np.float64) for g in as_arrays(got64)]
+        moved64 = as_arrays(by_hand(*_moved_by_eps(args, seed)))
     got = by_hand(*args)
     if rows := structure_rows(got, args[0]):
         return rows
-    leaves, tree = jax.tree.flatten(args64[0])
-
-    def at(i, moved):
-        with enable_x64(True):
-            moved = jax.device_put(moved) if isinstance(leaves[i], jax.Array) else moved
-            return float(fn(jax.tree.unflatten(tree, [*leaves[:i], moved, *leaves[i + 1 :]]), *args64[1:]))
-
-    rows = []
-    for i, (name, own) in enumerate(zip(leaf_names(args[0]), as_arrays(got), strict=True)):
-        leaf = np.asarray(leaves[i])
+    moves, rows = Moves(value_of, args64), []
+    for i, (name, own) in enumerate(zip(names or leaf_names(args[0]), as_arrays(got), strict=True)):
+        leaf, eps = moves.leaf(i), eps_of(jnp.result_type(own))
         if name in stopped or not leaf.size:
             rows.append(Row(name, leaf.shape, 0.0, True, "stopped on purpose: not judged" if leaf.size else "empty"))
             continue
@@ -118,42 +161,88 @@ def judge_by_differences(fn, by_hand, args, *, seed, stopped=()) -> tuple[Row, .
             fault = f"cannot be judged: the value is {value.dtype} where the arguments are float64: too inaccurate"
             row = Row(name, leaf.shape, math.inf, False, "", fault)
         else:
-            row = along_entries(name, partial(at, i), leaf, got64[i], seed)
-        eps = eps_of(jnp.result_type(own))
+            row, smooth = _along_a_few(name, moves, i, got64[i], seed, accuracy)
+            row = row or along_entries(name, moves, i, got64[i], seed, accuracy, smooth=smooth)
         error = error_in_eps(own, got64[i], eps)
-        if row.ok and AT_KINKS not in row.rungs and error > eps**-0.5:  # the cost of rounding is unknown here
-            fault = f"in {jnp.result_type(own)} it is {error:.3g} eps from itself in float64"
-            row = row._replace(ok=False, error=error, fault=fault)
+        allowed = max(eps**-0.5, accuracy / eps, MOVES_ALLOWED * error_in_eps(moved64[i], got64[i], eps))
+        if row.ok and AT_KINKS not in row.rungs and error > allowed:
+            fault = f"in {jnp.result_type(own)} it is {relative(error * eps)} from itself in float64; "
+            fault += f"moving each number by its eps changes {relative(allowed * eps / MOVES_ALLOWED)}"
+            row = row._replace(ok=False, error=error, fault=f"{fault}: are sums accumulated in it?", eps=eps)
         rows.append(row)
     return tuple(rows)
 
 
-def along_entries(name, at, leaf, gradient, seed) -> Row:
+def _along_a_few(name, moves, i, gradient, seed, accuracy) -> tuple[Row | None, bool]:
+    """A row if the gradient agrees with the differences along a few directions, and whether there is no kink."""
+    leaf, norm = moves.leaf(i), float(np.linalg.norm(gradient))
+    agrees, text = differences(lambda v: lambda t: moves.at(i, leaf + t * v), gradient, norm, seed, accuracy)
+    smooth = "noisy" not in text
+    return Row(name, leaf.shape, 0.0, True, f"{text} alone") if agrees and norm and smooth else None, smooth
+
+
+def _moved_by_eps(args, seed):
+    """The floating arguments in float64, each number moved by the eps of its own dtype."""
+    rng = np.random.default_rng(seed)
+
+    def moved(leaf):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            return leaf
+        by = eps_of(jnp.result_type(leaf)) * rng.choice((-1.0, 1.0), jnp.shape(leaf))
+        there = np.asarray(leaf, np.float64) * (1 + by)
+        return jax.device_put(there) if isinstance(leaf, jax.Array) else there
+
+    return jax.tree.map(moved, args)
+
+
+def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE, *, smooth=False) -> Row:
     """A row for a leaf: its gradient against differences along each entry, or for a large leaf random directions."""
+    leaf, at, double_eps = moves.leaf(i), partial(moves.at, i), eps_of(np.float64)
     each = leaf.size <= ENTRY_BY_ENTRY
-    directions = [random_direction(seed + k, leaf.shape) for k in range(8)]
     if each:
-        directions = np.eye(leaf.size).reshape(-1, *leaf.shape)
-    expected = np.array([np.sum(gradient * v) for v in directions])
-    found = [central_difference(lambda t, v=v: at(leaf + t * v)) for v in directions]
-    slopes, noise = np.array(found).T
-    size = max(np.abs(slopes).max(), np.abs(expected).max())
-    unsure = noise > max(DIFFERENCE_TOLERANCE * size, 1e-11 * max(1.0, abs(at(leaf))))
-    off = ~(np.abs(slopes - expected) <= np.maximum(DIFFERENCE_TOLERANCE * size, 10 * noise))
-    error = error_in_eps(expected, slopes, eps_of(np.float64))
-    rungs = f"differences alone, {np.abs(slopes - expected).max() / (size or 1.0):.0e}"
-    if not (off | unsure if each else off & ~unsure).any() and unsure.mean() <= 0.5:  # some random directions can tell
-        return Row(name, leaf.shape, error, True, rungs)
-    gradient_at = partial(_gradient_at, at)
-    if each and is_subgradient(gradient_at, leaf, gradient, off | unsure, reach=1e-3, accuracy=1e-5, seed=seed):
-        return Row(name, leaf.shape, 0.0, True, f"{rungs}, {AT_KINKS}")
-    worst = int(np.argmax(np.where(off, np.abs(slopes - expected), -1.0) if off.any() else noise))
-    where = f"at {tuple(map(int, np.unravel_index(worst, leaf.shape)))}" if each else f"along direction {worst}"
-    if off[worst]:
-        fault = f"worst {where}: {expected[worst]:.8g}, the difference is {slopes[worst]:.8g}"
+        expected = gradient.ravel()
+        slopes, noise = central_difference(moves.each_entry(i))
     else:
+        directions = [random_direction(seed + k, leaf.shape) for k in range(8)]
+        expected = np.array([np.sum(gradient * v) for v in directions])
+        slopes, noise = np.array([central_difference(lambda t, v=v: at(leaf + t * v)) for v in directions]).T
+    size = max(np.abs(slopes).max(), np.abs(expected).max())
+    unsure = noise > max(accuracy * size, 1e-11 * max(1.0, abs(at(leaf))))
+    off = ~(np.abs(slopes - expected) <= np.maximum(accuracy * size, 10 * noise))
+    rungs = f"differences alone, {relative(np.abs(slopes - expected).max() / (size or 1.0))}"
+    row = Row(name, leaf.shape, error_in_eps(expected, slopes, double_eps), True, rungs, eps=double_eps)
+    if not (off | unsure if each else off & ~unsure).any() and unsure.mean() <= 0.5:  # some random directions can tell
+        return row
+    gradient_at = partial(_gradient_at, at)
+    settings = {"reach": 1e-3, "accuracy": 1e-5, "seed": seed}
+    if each and not smooth and is_subgradient(gradient_at, leaf, gradient, off | unsure, **settings):
+        return row._replace(error=0.0, rungs=f"{rungs}, {AT_KINKS}")
+    if not off.any():
+        worst = int(np.argmax(noise))
+        where = f"at {tuple(map(int, np.unravel_index(worst, leaf.shape)))}" if each else f"along direction {worst}"
         fault = f"cannot be judged: the difference {where} is good to {noise[worst]:.0e} only, or there is a kink"
-    return Row(name, leaf.shape, error if off.any() else math.inf, False, rungs, fault)
+        return row._replace(error=math.inf, ok=False, fault=fault)
+    if leaf.size <= SHOWN_BY_ENTRY:  # to say where it is wrong, and how
+        slopes = slopes if each else _short_differences(moves.each_entry(i))
+        return row._replace(ok=False, fault=fault_of(gradient, slopes.reshape(leaf.shape), accuracy, double_eps))
+    worst = int(np.argmax(np.where(off, np.abs(slopes - expected), -1.0)))
+    values = f"{expected[worst]:.8g}, the difference is {slopes[worst]:.8g}"
+    return row._replace(ok=False, fault=f"worst along direction {worst}: {values}")
+
+
+def _short_differences(f) -> np.ndarray:
+    """The slopes of an array `f` at 0, to fourth order."""
+    h = 1e-3
+    return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
+
+
+def jacobian(f, leaves, i) -> np.ndarray | None:
+    """`(entries of leaf i, entries of the value)`, by differences of a vector function of lists; None if too large."""
+    leaf = np.asarray(leaves[i])
+    vector = Moves(lambda leaves: jnp.concatenate([jnp.ravel(out) for out in f(leaves)]), (leaves,))
+    with enable_x64(True):
+        size = jax.eval_shape(vector.fn, leaves).size
+    return _short_differences(vector.each_entry(i)) if leaf.size * size <= SHOWN_BY_ENTRY**2 else None
 
 
 def _gradient_at(at, moved, entries) -> np.ndarray:

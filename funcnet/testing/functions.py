@@ -16,8 +16,17 @@ from funcnet.network import check_is_activation, check_is_loss
 from funcnet.testing.differences import DIFFERENCE_TOLERANCE, central_difference, judge_by_differences
 from funcnet.testing.kinks import find_kinks, slope_of
 from funcnet.testing.ladder import judge
-from funcnet.testing.report import Report, Row, leaf_row, name_of, structure_rows, verdict
-from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, leaf_names, whatever_the_numbers
+from funcnet.testing.report import Report, Row, leaf_row, name_of, nan_is_wrong, structure_rows, verdict
+from funcnet.testing.trees import (
+    as_arrays,
+    as_one_program,
+    cast_to,
+    enable_x64,
+    eps_of,
+    is_floating,
+    leaf_names,
+    whatever_the_numbers,
+)
 
 
 @whatever_the_numbers
@@ -62,29 +71,21 @@ def check_gradients(
     _check_call(fn, args, stopped)
     args = (jax.tree.map(_as_array, args[0]), *args[1:])
     try:
-        jax.grad(fn)(*args)
+        reference = as_one_program(jax.grad(fn))
+        reference(*args)
     except Exception as error:  # any error that a function raises under tracing; it may run without
         why = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200] if str(error) else type(error).__name__
         rows = judge_by_differences(fn, grad_fn, args, seed=seed, stopped=stopped)
         notes = (f"jax.grad cannot differentiate it ({why}): differences alone judge",)
     else:
-        rows, notes = judge(fn, jax.grad(fn), grad_fn, args, tolerance=tolerance, seed=seed, stopped=stopped)
-    rows = _nan_is_wrong(rows, grad_fn(*args))
+        rows, notes = judge(fn, reference, grad_fn, args, tolerance=tolerance, seed=seed, stopped=stopped)
+    rows = nan_is_wrong(rows, as_arrays(grad_fn(*args)))
     return Report(f"gradient of {name_of(fn)}", (*rows, *_run_again(fn, grad_fn, args)), notes)
 
 
 def _as_array(leaf):
     """A Python number as a float32 array, so that it can be judged in float64, too; other leaves unchanged."""
     return np.asarray(leaf, np.float32) if isinstance(leaf, float) else leaf
-
-
-def _nan_is_wrong(rows, grads) -> tuple[Row, ...]:
-    """The rows, wrong if the gradient is NaN, even if that of `jax.grad` is, too (e.g. a `where` hides a 0 / 0)."""
-    bad = [bool(np.isnan(leaf).any()) for leaf in as_arrays(grads)]
-    if len(bad) != len(rows):  # of another structure
-        return tuple(rows)
-    wrong = {"ok": False, "error": np.inf, "fault": "it is NaN, which a gradient never is"}
-    return tuple(row._replace(**wrong) if nan else row for row, nan in zip(rows, bad, strict=True))
 
 
 @whatever_the_numbers
@@ -123,8 +124,8 @@ def check_activation(activation: Activation, *, tolerance: float = 16.0) -> Repo
         fn = jax.jit(activation.fn)
         slope, noise = central_difference(lambda t: np.asarray(fn(z + t)))
         off = np.abs(np.asarray(slopes_at(z)[0]) - slope) / np.maximum(1, np.abs(slope))
-        good = bool(off.max() <= DIFFERENCE_TOLERANCE + 10 * noise)
-        rungs = f"of fn in float64, {off.max():.0e}, good to {noise:.0e}"
+        good = bool((off <= DIFFERENCE_TOLERANCE + 10 * noise).all())
+        rungs = f"of fn in float64, {off.max():.0e}, good to {noise.max():.0e}"
         rows.append(verdict("differences", z.shape, good, rungs, f"worst at z = {z[off.argmax()]:.6g}"))
         for kink in kinks:
             left, right = slopes_at(np.array([kink - 1e-9, kink + 1e-9]))[1].tolist()
@@ -191,7 +192,7 @@ def check_loss(loss: Loss, *, K: int = 5, class_ids: bool = True, tolerance: flo
 
 @whatever_the_numbers
 def assert_tree_close(a: Any, b: Any, eps_multiple: float = 16.0) -> None:
-    """Assert that two trees have equal structure, shapes and dtypes, and equal values up to some eps.
+    """Assert that two trees have equal structure, shapes and dtypes, and equal values, floating ones up to some eps.
 
     Args:
       a: a tree of arrays.
@@ -206,13 +207,20 @@ def assert_tree_close(a: Any, b: Any, eps_multiple: float = 16.0) -> None:
     __tracebackhide__ = True
     rows = structure_rows(a, b)
     if not rows:
-        rows = tuple(
-            leaf_row(name, got, want, eps_multiple, eps_of(want.dtype), f"allowed {eps_multiple:g} eps")
-            for name, got, want in zip(leaf_names(b), as_arrays(a), as_arrays(b), strict=True)
-        )
+        leaves = zip(leaf_names(b), jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        rows = tuple(_closeness(name, got, want, eps_multiple) for name, got, want in leaves)
     report = Report("trees", rows)
     if not report.ok:
         raise AssertionError(str(report))
+
+
+def _closeness(name, got, want, eps_multiple) -> Row:
+    """A row for two leaves: equal up to rounding, or exactly if they are not floating: integers, booleans, keys."""
+    if is_floating(want):
+        eps = eps_of(jnp.result_type(want))
+        return leaf_row(name, got, np.asarray(want), eps_multiple, eps, f"allowed {eps_multiple:g} eps")
+    same = bool(jnp.all(jnp.asarray(got == want)))
+    return verdict(name, jnp.shape(want), same, "equal", f"{got}, expected {want}"[:300])
 
 
 def _at_ties(total, gradient, delta, args, kind, tolerance, seed) -> list[Row]:

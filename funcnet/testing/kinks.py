@@ -21,7 +21,7 @@ from funcnet.mlp import backward, forward_trace
 from funcnet.network import Network
 from funcnet.testing.ladder import NOISE_ALLOWANCE
 from funcnet.testing.report import Row, error_in_eps
-from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of
+from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, quick_jit
 
 KINK_DISTANCE = 64.0  # in eps of |a| |W| + |b|, the rounding error of z
 SLOPE_ERROR = 1e-8  # small beside a slope, large beside eps
@@ -149,7 +149,7 @@ def slope_floors(args, network) -> list[float] | None:
     return [NOISE_ALLOWANCE * eps_of(np.float64) * change / SLOPE_ERROR for change in changes]
 
 
-@jax.jit
+@quick_jit
 def _with_rough_slopes(params, x, y, masks, w, network):
     """The gradient, and the gradients for two draws of random errors in all slopes."""
 

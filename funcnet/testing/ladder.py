@@ -5,15 +5,23 @@ It takes scalar functions of trees of arrays, and does not depend on networks, e
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from funcnet.testing.differences import AT_KINKS, along_entries, differences, random_direction, taylor_order
-from funcnet.testing.report import Row, error_in_eps, leaf_row, structure_rows, where_it_starts
+from funcnet.testing.differences import AT_KINKS, Moves, along_entries, differences, random_direction, taylor_order
+from funcnet.testing.report import Row, error_in_eps, leaf_row, relative, structure_rows, where_it_starts
 from funcnet.testing.subgradients import is_subgradient
-from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, leaf_names
+from funcnet.testing.trees import (
+    as_arrays,
+    as_one_program,
+    cast_to,
+    enable_x64,
+    eps_of,
+    leaf_names,
+    quick_jit,
+)
 
 NOISE_ALLOWANCE = 8.0  # times jax.grad's own rounding error
 FLOAT64_TOLERANCE = 1e-9  # relative to the largest entry: mistakes are larger, and rounding is seldom as large
@@ -21,24 +29,27 @@ ROUNDING_FLOOR = 1024.0  # eps of the function's value: an ill-conditioned leaf 
 
 
 def judge(
-    fn, reference, by_hand, args, *, tolerance, seed, compute_dtype=None, floors=None, stopped=(), kinks=True
-) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    fn, reference, by_hand, args, *,
+    tolerance, seed, in_float64=FLOAT64_TOLERANCE, compute_dtype=None, floors=None, stopped=(), kinks=True,
+    names=None, narrow=False, called="jax.grad",
+) -> tuple[tuple[Row, ...], tuple[str, ...]]:  # fmt: skip
     """Rows, one per leaf of `args[0]`, and notes. An error in float64 below a leaf's floor counts as `jax.grad`'s.
 
     For the leaves named in `stopped` no differences are taken. With `kinks`, a gradient that differs from `jax.grad` is
-    also correct if it is another gradient at a kink.
+    also correct if it is another gradient at a kink. With `narrow`, `by_hand` computes in less than float64 inside, and
+    its gradient in the dtype of the arguments is compared with the others in float64.
     """
     notes = []
     with jax.default_matmul_precision("highest"):
         got, want = by_hand(*args), reference(*args)
         if rows := structure_rows(got, want):
             return rows, ()
-        names, got, want = leaf_names(want), as_arrays(got), as_arrays(want)
+        names, got, want = names or leaf_names(want), as_arrays(got), as_arrays(want)
         eps = [eps_of(leaf.dtype if compute_dtype is None else compute_dtype) for leaf in want]
         wide = None
         if compute_dtype is None:
             try:
-                wide = _in_float64(fn, reference, by_hand, args)
+                wide = _in_float64(fn, reference, None if narrow else by_hand, args, want)
             except Exception as error:  # any error of a user's function in another dtype
                 notes.append(f"not judged in float64: {type(error).__name__}: {error}"[:300])
     if jax.default_backend() != "cpu":
@@ -47,10 +58,11 @@ def judge(
     rows, gradients_at = [], _gradients_at(reference, args)
     for i, name in enumerate(names):
         dtype = want[i].dtype.name if compute_dtype is None else np.dtype(compute_dtype).name
-        here = leaf_row(name, got[i], want[i], tolerance, eps[i], f"jax.grad in {dtype}")
+        here = leaf_row(name, got[i], want[i], tolerance, eps[i], f"{called} in {dtype}")
         if wide is not None:
             floor = 0.0 if floors is None else floors[i]
             settings = {"tolerance": tolerance, "seed": seed, "stopped": name in stopped, "kinks": kinks}
+            settings |= {"in_float64": in_float64, "called": called}
             here = _widen(here, i, wide, got[i], want[i], eps[i], floor, **settings)
         elif not here.ok and kinks and compute_dtype is None:
             leaf = np.asarray(jax.tree.leaves(args[0])[i], want[i].dtype)
@@ -64,49 +76,29 @@ def judge(
 class _Wide(NamedTuple):
     """The gradients in float64, as lists of arrays, and the function and its gradient with one leaf moved."""
 
-    got: list[np.ndarray]
+    got: list[np.ndarray] | None  # None: it computes in less than float64 inside
     want: list[np.ndarray]
-    want32: list[np.ndarray]
+    narrow: list[np.ndarray]  # jax.grad in the arguments' dtype, or float32 for float64: what rounding costs it
     value: float
-    leaves: list[np.ndarray]
-    value_at: Callable[[int, np.ndarray], float]
+    moves: Moves
     gradients_at: Callable[[int], Callable[[np.ndarray, np.ndarray], np.ndarray]]
 
 
-def _in_float64(fn, reference, by_hand, args) -> _Wide:
+def _in_float64(fn, reference, by_hand, args, narrow) -> _Wide:
+    """All of it in float64; `narrow` is `jax.grad` in the dtype of the arguments."""
+    reference, value_of = as_one_program(reference), as_one_program(fn)
     with enable_x64(True):
-        args64, args32 = cast_to(args, np.float64), cast_to(args, np.float32)
-        value_of = _as_one_program(fn)
+        args64 = cast_to(args, np.float64)
         value = value_of(*args64)
         if value.dtype != np.float64:
             raise TypeError(f"the value is {value.dtype} where the arguments are float64")
-        leaves, tree = jax.tree.flatten(args64[0])
-
-    def value_at(i, moved):
-        with enable_x64(True):
-            params = jax.tree.unflatten(tree, [*leaves[:i], jax.device_put(moved), *leaves[i + 1 :]])
-            return float(value_of(params, *args64[1:]))
-
     with enable_x64(True):
-        got, want = as_arrays(by_hand(*args64)), as_arrays(reference(*args64))
-
+        got = None if by_hand is None else as_arrays(as_one_program(by_hand)(*args64))
+        want = as_arrays(reference(*args64))
+        if any(leaf.dtype == np.float64 for leaf in narrow):
+            narrow = as_arrays(reference(*cast_to(args, np.float32)))
     gradients_at = _gradients_at(reference, args64)
-    return _Wide(got, want, as_arrays(reference(*args32)), float(value), as_arrays(leaves), value_at, gradients_at)
-
-
-def _as_one_program(fn) -> Callable[..., Any]:
-    """`fn` under jit, since differences call it hundreds of times; without jit if it branches on values."""
-    compiled, failed = jax.jit(fn), []
-
-    def value_of(*args):
-        if not failed:
-            try:
-                return compiled(*args)
-            except Exception:
-                failed.append(True)
-        return fn(*args)
-
-    return value_of
+    return _Wide(got, want, narrow, float(value), Moves(value_of, args64), gradients_at)
 
 
 def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.ndarray], np.ndarray]]:
@@ -116,7 +108,7 @@ def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.n
     def gradients(leaves):
         return jax.tree.leaves(reference(jax.tree.unflatten(tree, leaves), *args[1:]))
 
-    compiled = jax.jit(gradients)
+    compiled = quick_jit(gradients)
 
     def of_leaf(i):
         def at(moved, entries):
@@ -148,15 +140,18 @@ def _at_kinks(row, gradient_at, leaf, pairs, seed) -> Row:
     return row._replace(ok=True, error=0.0, fault="", rungs=f"{row.rungs}, {AT_KINKS}")
 
 
-def _widen(here, i, wide, got, want, eps, floor, *, tolerance, seed, stopped, kinks) -> Row:
+def _widen(here, i, wide, got, want, eps, floor, *, tolerance, in_float64, seed, stopped, kinks, called) -> Row:
     """A row for all references, from one for `jax.grad` in the arguments' dtype."""
-    got64, want64 = wide.got[i], wide.want[i]
-    single_eps = eps_of(np.float32)
-    noise = min(error_in_eps(wide.want32[i], want64, single_eps), 1 / single_eps)  # at most 100% wrong
+    want64, narrow_eps = wide.want[i], eps_of(wide.narrow[i].dtype)
+    noise = min(error_in_eps(wide.narrow[i], want64, narrow_eps), 1 / narrow_eps)  # at most 100% wrong
     allowed = max(tolerance, NOISE_ALLOWANCE * noise)
-    double_eps = eps_of(np.float64)
     here = leaf_row(here.leaf, got, want, allowed, eps, here.rungs)
-    double = leaf_row(here.leaf, got64, want64, max(allowed, FLOAT64_TOLERANCE / double_eps), double_eps, "")
+    if wide.got is None:
+        got64, double_eps, double_allowed = np.asarray(got, np.float64), eps, allowed
+    else:
+        got64, double_eps = wide.got[i], eps_of(np.float64)
+        double_allowed = max(allowed, in_float64 / double_eps)
+    double = leaf_row(here.leaf, got64, want64, double_allowed, double_eps, "")
     if noise > 100 or not want64.any():  # its terms cancel, or it is saturated: only rounding is left
         floor = max(floor, ROUNDING_FLOOR * max(abs(wide.value), 1.0) * double_eps)
     if np.abs(np.asarray(got, np.float64) - want).max(initial=0) <= floor / double_eps * eps:
@@ -166,33 +161,34 @@ def _widen(here, i, wide, got, want, eps, floor, *, tolerance, seed, stopped, ki
     if not here.ok and error_in_eps(got, want64, eps) <= allowed:  # as accurate as jax.grad is
         here = here._replace(ok=True, fault="")
 
-    rungs = [] if want.dtype == np.float64 else [f"{here.rungs} {here.error:.2g} eps"]
-    rungs.append(f"in float64 {double.error:.2g} eps")
+    rungs = [] if want.dtype == np.float64 else [f"{here.rungs} {relative(here.error * eps)}"]
+    rungs.append(f"in float64 {relative(double.error * double_eps)}")
     row = min((double, here), key=lambda row: (row.ok, -row.error))
     if want.dtype == np.float64:
         row = double
     if kinks and not row.ok:
         pairs = [] if here.ok else [(got, want, allowed)]
-        pairs += [] if double.ok else [(got64, want64, max(allowed, FLOAT64_TOLERANCE / double_eps))]
-        row = _at_kinks(row._replace(rungs=""), wide.gradients_at(i), wide.leaves[i], pairs, seed)
+        pairs += [] if double.ok else [(got64, want64, double_allowed)]
+        row = _at_kinks(row._replace(rungs=""), wide.gradients_at(i), wide.moves.leaf(i), pairs, seed)
         rungs.append(row.rungs.removeprefix(", "))
     complaint = ""
     if stopped:
         rungs.append("stopped on purpose: no differences")
     elif want64.size and np.isfinite(got64).all() and np.isfinite(want64).all():
         size = max(float(np.linalg.norm(g)) for g in (got64, want64))
-        value_at, leaf = partial(wide.value_at, i), wide.leaves[i]
-        agrees, text = differences(lambda v: lambda t: value_at(leaf + t * v), got64, size, seed)  # None: cannot tell
-        rungs += [text, taylor_order(lambda t: value_at(leaf + t * random_direction(seed, leaf.shape)), got64, seed)]
-        if row.ok and agrees is False and kinks and along_entries(row.leaf, value_at, leaf, got64, seed).ok:
+        value_at, leaf = partial(wide.moves.at, i), wide.moves.leaf(i)
+        exact = want64 if wide.got is None else got64
+        agrees, text = differences(lambda v: lambda t: value_at(leaf + t * v), exact, size, seed, in_float64)
+        rungs += [text, taylor_order(lambda t: value_at(leaf + t * random_direction(seed, leaf.shape)), exact, seed)]
+        if row.ok and agrees is False and kinks and along_entries(row.leaf, wide.moves, i, exact, seed).ok:
             agrees = None  # a kink that no single entry shows
             rungs += [] if AT_KINKS in rungs else [AT_KINKS]
         if row.ok and agrees is False:
-            complaint = "equals jax.grad, but not the differences of the function: has that its own derivative rule?"
-        elif not row.ok and agrees:
+            complaint = f"equals {called}, but not the differences of the function: has that its own derivative rule?"
+        elif not row.ok and agrees and wide.got is not None:
             row = row._replace(
-                fault=f"{row.fault}; but the differences of the function agree with it, not with jax.grad"
+                fault=f"{row.fault}; but the differences of the function agree with it, not with {called}"
             )
     if allowed > tolerance:
-        rungs.append(f"{allowed:.2g} eps allowed, since jax.grad's own rounding is {noise:.2g}")
+        rungs.append(f"{relative(allowed * narrow_eps)} allowed, since the rounding of {called} is {noise:.2g} eps")
     return row._replace(ok=row.ok and not complaint, fault=row.fault or complaint, rungs=", ".join(filter(None, rungs)))

@@ -20,7 +20,7 @@ from funcnet.network import Network, Params
 from funcnet.testing.kinks import JUDGED_AT_KINKS, judge_at_kinks, near_kinks, rows_of, slope_floors
 from funcnet.testing.ladder import FLOAT64_TOLERANCE, ROUNDING_FLOOR, judge
 from funcnet.testing.report import Report, Row, error_in_eps, name_of, verdict
-from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, whatever_the_numbers
+from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, quick_jit, whatever_the_numbers
 
 
 @whatever_the_numbers
@@ -163,13 +163,15 @@ def _judge_behaviour(by_hand, args, compute_dtype, *, own) -> tuple[Row, ...]:
 
     Without jit each operation is a separate program, which takes seconds to compile; funcnet's tests do that for `own`.
     """
-    first, again = as_arrays(by_hand(*args)), as_arrays(by_hand(*args))
+    with jax.default_matmul_precision("highest"):  # the program that was judged
+        first, again = as_arrays(by_hand(*args)), as_arrays(by_hand(*args))
     same = all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
     rows = [verdict("run again", (), same, "bit for bit", "other bits")]
     if compute_dtype is not None:
         return tuple(rows)
     with enable_x64(True):
         params, x, y, masks, w = cast_to(args, np.float64)
+        by_hand = quick_jit(by_hand)
         batch = by_hand(params, x, y, masks, w)
         if not own:
             with jax.disable_jit():
@@ -187,7 +189,6 @@ def _judge_behaviour(by_hand, args, compute_dtype, *, own) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-@partial(jax.jit, static_argnums=0)
 def _of_samples(by_hand, params, x, y, masks):
     return jax.vmap(by_hand, (None, 0, 0, 0, None))(params, x, y, masks, None)
 

@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet.testing.causes import likely_cause
 from funcnet.testing.trees import leaf_names
 
 
@@ -21,6 +21,7 @@ class Row(NamedTuple):
     ok: bool
     rungs: str  # the references
     fault: str = ""  # where the error is largest, how much is wrong, a likely cause
+    eps: float | None = None  # of the leaf's dtype; None if there is no number to the verdict
 
 
 class Report(NamedTuple):
@@ -45,11 +46,8 @@ class Report(NamedTuple):
         return max((row.error for row in self.rows), default=0.0)
 
     def __str__(self) -> str:
-        """One line per leaf, then the faults, then the notes."""
-        cells = [
-            (row.leaf, str(row.shape), f"{row.error:.3g} eps", "ok" if row.ok else "WRONG", row.rungs)
-            for row in self.rows
-        ]
+        """One line per leaf, with its largest difference relative to its largest entry; the faults; the notes."""
+        cells = [(row.leaf, str(row.shape), _size(row), "ok" if row.ok else "WRONG", row.rungs) for row in self.rows]
         widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
         align = (str.ljust, str.ljust, str.rjust, str.ljust, str.ljust)
         lines = [
@@ -58,6 +56,22 @@ class Report(NamedTuple):
         ]
         faults = [f"{row.leaf}: {row.fault}" for row in self.rows if row.fault]
         return "\n".join([f"{self.title}: {'ok' if self.ok else 'WRONG'}", *lines, *faults, *self.notes])
+
+
+def _size(row) -> str:
+    """The error of a row, with eps in brackets where it is small."""
+    if row.eps is None or not math.isfinite(row.error):
+        return ""
+    return relative(row.error * row.eps) + (f" ({row.error:.2g} eps)" if row.error < 1e5 else "")
+
+
+def relative(error: float) -> str:
+    """A relative error: a percentage if it is large.
+
+    >>> relative(0.25), relative(1.5e-7), relative(0.0)
+    ('25%', '1.5e-07', '0')
+    """
+    return "not finite" if not math.isfinite(error) else f"{error:.0%}" if error >= 0.01 else f"{error:.2g}"
 
 
 def verdict(name, shape, ok, rungs, fault) -> Row:
@@ -69,7 +83,7 @@ def leaf_row(name, got, want, tolerance, eps, rungs) -> Row:
     """A row for a leaf against one reference."""
     error = error_in_eps(got, want, eps)
     ok = error <= tolerance
-    return Row(name, want.shape, error, ok, rungs, "" if ok else _fault(got, want, tolerance * eps))
+    return Row(name, want.shape, error, ok, rungs, "" if ok else fault_of(got, want, tolerance * eps, eps), eps)
 
 
 def error_in_eps(got, want, eps) -> float:
@@ -83,36 +97,24 @@ def error_in_eps(got, want, eps) -> float:
     return 0.0 if worst == 0 else worst / scale if scale else math.inf
 
 
-def _fault(got, want, relative) -> str:
+def fault_of(got, want, allowed, eps) -> str:
     """The entry with the largest error, the two values there, how much is wrong, and a likely cause."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     off = np.where(np.isnan(got - want), np.inf, np.abs(got - want))
     worst = np.unravel_index(off.argmax(), off.shape)
-    bad = (off > relative * np.abs(want).max()).mean()
-    cause = _likely_cause(got, want)
+    bad = (off > allowed * np.abs(want).max()).mean()
+    cause = likely_cause(got, want, eps)
     values = f"{got[worst]:.8g}, expected {want[worst]:.8g}"
     return f"worst at {tuple(map(int, worst))}: {values}; {bad:.2%} of the entries are wrong{cause and f'; {cause}'}"
 
 
-def _likely_cause(got, want) -> str:
-    if not np.isfinite(got).all():
-        return "it is not finite" if np.isfinite(want).all() else ""
-    close = partial(np.allclose, rtol=1e-5, atol=1e-5 * np.abs(want).max())
-    if not got.any():
-        return "all of it is zero"
-    factor = float((got * want).sum() / (want * want).sum()) if want.any() else 0.0
-    if factor and close(got / factor, want):
-        return "the sign is wrong" if abs(factor + 1) < 1e-6 else f"all of it is {factor:.6g} times the expected value"
-    if want.ndim == 2 and want.shape[0] == want.shape[1] and close(got.T, want):
-        return "it is transposed"
-    if want.ndim == 1 and np.ptp(got) <= 1e-6 * np.abs(got).max():
-        return "all entries are the same: summed over the units too?"
-    missing = (got == 0) & (want != 0)
-    if missing.any() and close(got[~missing], want[~missing]):
-        return f"{missing.sum()} entries are zero"
-    if close(np.sort(got, axis=None), np.sort(want, axis=None)):
-        return "the entries are correct, but in another order"
-    return ""
+def nan_is_wrong(rows, grads) -> tuple[Row, ...]:
+    """The rows, wrong if the gradient is NaN, even if that of `jax.grad` is, too (e.g. a `where` hides a 0 / 0)."""
+    bad = [bool(np.isnan(leaf).any()) for leaf in grads]
+    if len(bad) != len(rows):  # of another structure
+        return tuple(rows)
+    wrong = {"ok": False, "error": np.inf, "fault": "it is NaN, which a gradient never is"}
+    return tuple(row._replace(**wrong) if nan else row for row, nan in zip(rows, bad, strict=True))
 
 
 def where_it_starts(rows) -> tuple[str, ...]:

@@ -1,0 +1,122 @@
+"""What holds for the derivative of any function: linear, the same bits again, the same under each transformation."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet.testing.report import Row, relative, verdict
+from funcnet.testing.trees import as_arrays, cast_like, cast_to, enable_x64, quick_jit
+
+EXACT = 1e-9  # relative to the largest leaf, in float64
+ROUNDINGS = 64.0  # eps in a narrower dtype, at most 5%, or 8 times what the rule itself is off
+
+
+def behaviour(kind, operator, f, floating, pair, rows, wide, accuracy) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """A row for each property of `operator(floating, v)`, and notes on what could not be tried.
+
+    `pair` is two cotangents or tangents, `rows` the verdicts on the arguments, `wide` whether float64 is exact.
+    """
+    again = _again(kind, operator, f, floating, pair)
+    eps = [(row.eps or 0.0, row.error) for row in rows if row.ok]
+    largest = max([max(min(ROUNDINGS * e, 0.05), 8 * error * e) for e, error in eps], default=0.0)
+    within = max(EXACT if wide else largest, accuracy or 0.0)
+    with enable_x64(wide or any(jnp.result_type(leaf) == np.float64 for leaf in floating)):
+        if wide:
+            floating, pair = cast_to((floating, pair), np.float64)
+        properties = _properties(kind, operator, f)
+        if kind == "vjp" and wide:
+            with contextlib.suppress(Exception):  # beside a `custom_vjp` there is no forward mode
+                jax.jit(jax.jvp, static_argnums=0).lower(f, (floating,), (floating,))
+                properties["<v, J u> = <J^T v, u>"] = _paired(operator, f)
+        found, notes = _run(properties, floating, *pair)
+    judged = [_judged(name, *both, within) for name, both in found.items()]
+    return (again, *judged), notes
+
+
+def _properties(kind, operator, f):
+    """Name to a function of the point and two cotangents that gives two trees that should be equal."""
+
+    def linear(x, v, w):
+        mixed = [(2 * a - b / 2).astype(a.dtype) for a, b in zip(v, w, strict=True)]
+        both = zip(operator(x, v), operator(x, w), strict=True)
+        return operator(x, mixed), [2 * g - h / 2 for g, h in both]
+
+    def over_v(x, v, w):
+        return jax.vmap(operator, (None, 0))(x, _stack(v, w)), _stack(operator(x, v), operator(x, w))
+
+    def over_arguments(x, v, w):
+        moved = [(leaf * 1.01).astype(leaf.dtype) for leaf in x]
+        return jax.vmap(operator)(_stack(x, moved), _stack(v, w)), _stack(operator(x, v), operator(moved, w))
+
+    def one_by_one(x, v, _):
+        def alone(i):
+            return jax.vjp(lambda leaf: f([*x[:i], leaf, *x[i + 1 :]]), x[i])[1]
+
+        v = cast_like(v, f(x))
+        return [alone(i)(v)[0] for i in range(len(x))], operator(x, v)
+
+    def checkpointed(x, v, _):
+        value, pullback = jax.vjp(jax.checkpoint(f), x)
+        return pullback(cast_like(v, value))[0], operator(x, v)
+
+    said = "cotangents" if kind == "vjp" else "tangents"
+    properties = {f"linear in {said}": linear, f"vmap over {said}": over_v, "vmap over arguments": over_arguments}
+    if kind == "vjp":
+        properties |= {"one argument at a time": one_by_one, "checkpoint": checkpointed}
+    return properties
+
+
+def _paired(operator, f):
+    def paired(x, v, _):
+        u = [jnp.cos(leaf + 1) for leaf in x]
+        tangents, gradients = jax.jvp(f, (x,), (u,))[1], operator(x, v)
+        return [[sum(jnp.sum(a * b) for a, b in zip(*both, strict=True))] for both in ((v, tangents), (gradients, u))]
+
+    return paired
+
+
+def _stack(a, b):
+    return [jnp.stack(pair) for pair in zip(a, b, strict=True)]
+
+
+def _run(properties, *args):
+    """What the properties give, and notes on those that cannot be tried."""
+    together = quick_jit(lambda *args: {name: both(*args) for name, both in properties.items()})
+    try:
+        return together(*args), ()
+    except Exception:  # of which, a program for each will show
+        found, notes = {}, []
+        for name, both in properties.items():
+            try:
+                found[name] = quick_jit(both)(*args)
+            except Exception as error:  # e.g. no rule for batches
+                notes.append(f"{name}: not tried, {type(error).__name__}: {str(error).splitlines()[0]}"[:200])
+        return found, tuple(notes)
+
+
+def _judged(name, got, want, within) -> Row:
+    got, want = as_arrays(got), as_arrays(want)
+    size = max(np.abs(np.asarray(leaf, np.float64)).max(initial=0.0) for leaf in want)
+    off = max(
+        float(np.abs(np.asarray(g, np.float64) - np.asarray(w, np.float64)).max(initial=0.0))
+        for g, w in zip(got, want, strict=True)
+    )
+    ok = bool(off <= within * size)
+    return verdict(name, (), ok, f"to {relative(within)}", f"{relative(off / (size or 1.0))} apart")
+
+
+def _again(kind, operator, f, floating, pair) -> Row:
+    """The same bits in a second call, and if another call comes between the two passes; to rounding under jit."""
+    v, _ = pair
+    first, again = as_arrays(operator(floating, v)), as_arrays(operator(floating, v))
+    same = all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
+    if kind == "vjp":
+        value, pullback = jax.vjp(f, floating)
+        jax.vjp(f, [(np.asarray(leaf) * 1.5).astype(jnp.result_type(leaf)) for leaf in floating])
+        late = as_arrays(pullback(cast_like(v, value))[0])
+        if same and not all(a.tobytes() == b.tobytes() for a, b in zip(first, late, strict=True)):
+            fault = "another call between the two passes changes it: the rule keeps residuals outside itself"
+            return verdict("run again", (), False, "bit for bit", fault)
+    return verdict("run again", (), same, "bit for bit", "other bits: it is random, or depends on earlier calls")

@@ -1,0 +1,242 @@
+"""`check_vjp` and `check_jvp`: mistakes in derivative rules are noticed, correct rules are not rejected."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+import random_rules
+import rules
+
+import funcnet
+from funcnet import testing, training
+from funcnet.testing import assert_jvp, assert_vjp, check_jvp, check_vjp
+
+X, W = jnp.linspace(-1.0, 2.0, 12).reshape(4, 3), jnp.array([[0.5, 2.0, 3.0]])
+
+
+def scale(backward=lambda kept, v: (v * kept[1], (v * kept[0]).sum(0, keepdims=True))):
+    """x w with a rule."""
+    return rules.with_rule(lambda x, w: x * w[0][None], lambda x, w: (x * w[0][None], (x, w)), backward)
+
+
+def row_of(report, leaf):
+    return next(row for row in report.rows if row.leaf == leaf)
+
+
+SAID = {  # one mistake of each function, and what the report says of it
+    ("layer norm", "float32", "the mean's term is missing"): r"args\[0\]: .* along axis 1 it differs by a constant",
+    ("layer norm", "float32", "residuals of the last call"): "another call between the two passes changes it",
+    ("layer norm", "float32", "db not summed"): r"backward pass: ValueError: .*float32\[6,8\]",
+    ("cross-entropy, masked", "float32", "the cotangent is ignored"): r"args\[0\]: the same for another cotangent",
+    ("attention in chunks", "float32", "dk and dv swapped"): r"args\[1\]: exactly the gradient of args\[2\]",
+    ("embedding", "float32", "padding has a gradient"): "4 entries should be zero: a mask is forgotten",
+    ("convolution", "float32", "dtaps reversed"): "it is reversed along axis 0",
+    ("logsumexp", "float32", "1.001 times"): "all of it is 1.001 times the expected value",
+    ("straight-through", "float32", "no gradient"): "all of it is zero",
+    ("fixed point", "float32", "dA transposed"): "it is transposed",
+    ("Pallas product", "float32", "db from the first row"): "the part of the first entry of output 0 along axis 0",
+    ("Pallas product", "bfloat16", "sums rounded at each step"): "are sums accumulated in half precision",
+}
+ROWS = {row[:3]: row for row in rules.rows()}
+
+
+@pytest.mark.parametrize("row", SAID, ids=", ".join)
+def test_a_mistake_is_noticed_and_its_cause_named(row):
+    report = rules.check(*row[:2], ROWS[row][3])
+    assert not report.ok
+    assert re.search(SAID[row], str(report)), str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: ", ".join(row[:3]))
+def test_every_mistake_is_noticed_and_the_correct_rules_pass(row):
+    name, dtype, _, hooks = row
+    report = rules.check(name, dtype, hooks)
+    assert report.ok == (not hooks), str(report)
+
+
+def test_there_are_enough_mistakes():
+    assert len(rules.CASES) >= 9
+    assert sum(bool(hooks) for *_, hooks in rules.rows()) >= 60
+
+
+def test_a_correct_rule_passes_with_and_without_a_reference():
+    for reference in (None, lambda x, w: x * w):
+        report = check_vjp(scale(), X, W, reference=reference)
+        assert report.ok, str(report)
+        assert {"args[0]", "args[1]", "run again", "linear in cotangents", "vmap over arguments", "checkpoint"} <= {
+            row.leaf for row in report.rows
+        }
+    assert "differences" in row_of(report, "args[0]").rungs
+    with pytest.raises(
+        AssertionError, match=r"(?s)vjp of <lambda>: WRONG.*args\[1\]: exactly the expected value divided by output 0"
+    ):
+        assert_vjp(rules.with_rule(lambda x, w: x * w, lambda x, w: (x * w, (x, w)),
+                                   lambda kept, v: (v * kept[1], v / kept[1])), X, jnp.full((4, 3), 1.5))  # fmt: skip
+
+
+def test_without_a_reference_differences_name_the_cause_too():
+    report = check_vjp(scale(lambda kept, v: (v * kept[1], (v * kept[0]).mean(0, keepdims=True))), X, W)
+    assert "all of it is 1/4 times the expected value" in str(report)
+    assert [row.leaf for row in report.rows if not row.ok] == ["args[1]"]
+
+
+@pytest.mark.slow
+def test_no_random_correct_rule_is_rejected(capsys):
+    assert random_rules.main(cases=25, seed_of_all=3) == 0
+    assert "0 of 25 correct rules rejected" in capsys.readouterr().out
+
+
+def test_other_arguments_are_passed_on():
+    """Integers, booleans, keys and None; a Python number is a float32 array."""
+
+    def f(tree, ids, key, nothing, factor):
+        assert nothing is None
+        noise = jax.random.uniform(key, tree["w"].shape)
+        return {"out": tree["w"][ids] * factor + noise[ids], "count": ids.sum()}
+
+    args = {"w": jnp.arange(4.0), "on": jnp.array([True])}, jnp.array([0, 2, 2]), jax.random.key(0), None, 2.0
+    report = check_vjp(f, *args)
+    assert report.ok, str(report)
+    assert [row.leaf for row in report.rows[:2]] == ["args[0]['w']", "args[4]"]
+    assert check_jvp(f, *args).ok
+
+
+def test_the_derivative_of_the_derivative():
+    """A rule whose first derivative is correct, but not the second: something in it is stopped."""
+    f = rules.with_rule(lambda x: x**3, lambda x: (x**3, x), lambda x, v: (3 * jax.lax.stop_gradient(x) ** 2 * v,))
+    x = jnp.linspace(0.5, 1.5, 4)
+    assert check_vjp(f, x).ok
+    report = check_vjp(f, x, order=2)
+    assert [row.leaf for row in report.rows if not row.ok] == ["second order, args[0]"]
+    assert check_vjp(lambda x: x**3, x, order=2).ok
+
+
+def test_forward_mode():
+    def with_jvp(tangent):
+        f = jax.custom_jvp(lambda x, w: jnp.sin(x) * w)
+        f.defjvp(lambda primals, tangents: (f(*primals), tangent(*primals, *tangents)))
+        return f
+
+    right = with_jvp(lambda x, w, dx, dw: jnp.cos(x) * w * dx + jnp.sin(x) * dw)
+    w = jnp.full_like(X, 1.5)
+    for settings in ({}, {"reference": lambda x, w: jnp.sin(x) * w}):
+        assert check_jvp(right, X, w, **settings).ok
+        report = check_jvp(with_jvp(lambda x, w, dx, dw: jnp.cos(x) * w * dx - jnp.sin(x) * dw), X, w, **settings)
+        assert [row.leaf for row in report.rows if not row.ok] == ["args[1]"]
+        assert "the sign is wrong" in str(report)
+    assert_jvp(right, X, w)
+    assert "<v, J u> = <J^T v, u>" in {row.leaf for row in check_vjp(right, X, w).rows}
+    report = check_jvp(scale(), X, W)
+    assert "forward mode: TypeError: can't apply forward-mode" in str(report)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, 0.5, -0.1])
+def test_at_a_kink_a_rule_between_the_two_sides_is_correct(slope):
+    def f(x):
+        return jnp.maximum(x, 0)
+
+    def backward(x, v):
+        return (v * jnp.where(x == 0, slope, (x > 0).astype(x.dtype)),)
+
+    x = jnp.array([-1.0, 0.0, 2.0])
+    for reference in (None, f):
+        report = check_vjp(rules.with_rule(f, lambda x: (f(x), x), backward), x, reference=reference)
+        assert report.ok == (0 <= slope <= 1), str(report)
+
+
+def test_what_cannot_be_judged_says_so():
+    def narrow(x):
+        return jnp.sin(x.astype(jnp.float32)).astype(x.dtype)
+
+    report = check_vjp(narrow, X)
+    assert not report.ok
+    assert "it computes in less than float64 inside, and differences need float64" in str(report)
+    assert check_vjp(narrow, X, reference=jnp.sin).ok
+    assert not check_vjp(narrow, X, reference=lambda x: jnp.sin(x) * 1.0001).ok
+    report = check_vjp(jnp.exp, X, reference=lambda x: jnp.exp(x)[0])
+    assert "value, [0]: float32 (4, 3), expected float32 (3,)" in str(report)
+
+
+def test_a_solver_s_own_accuracy():
+    def root(x):  # Newton's square root, not converged
+        y = x
+        for _ in range(3):
+            y = (y + x / y) / 2
+        return y
+
+    f = rules.with_rule(root, lambda x: (root(x), x), lambda x, v: (v / 2 / jnp.sqrt(x),))
+    x = jnp.linspace(1.0, 3.0, 5)
+    assert not check_vjp(f, x).ok
+    assert check_vjp(f, x, accuracy=0.02).ok
+
+
+def test_where_jax_looks_for_nan_or_does_not_compile():
+    with jax.debug_nans(True):
+        assert check_vjp(scale(), X, W).ok
+        assert not check_vjp(lambda x: jnp.where(x > 0, jnp.sqrt(x), 0.0), jnp.array([0.0, 4.0])).ok
+    with jax.disable_jit():
+        assert check_vjp(jnp.sin, jnp.arange(3.0)).ok
+
+
+def test_a_gradient_that_is_nan_is_wrong():
+    def f(x):
+        return jnp.where(x > 0, jnp.sqrt(x), 0.0)
+
+    for reference in (None, f):
+        report = check_vjp(f, jnp.array([0.0, 4.0]), reference=reference)
+        assert not report.ok
+
+
+COUNT = [0]
+
+
+def counted(x):
+    COUNT[0] += 1
+    return x * COUNT[0]
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "error", "said"),
+    [
+        (3, (X,), TypeError, "fn is 3, of type int, expected a function"),
+        (jnp.sin, (jnp.arange(3),), ValueError, r"no argument is floating \(args\[0\] int32\), expected one"),
+        (jnp.sin, (), ValueError, "no argument is floating"),
+        (jnp.argmax, (X,), ValueError, "argmax returns int32, expected floating numbers"),
+        (lambda x: None, (X,), ValueError, "<lambda> returns nothing, expected floating numbers"),
+        (counted, (X,), ValueError, "counted returns other values when it is called again"),
+        (jnp.sum, (X, "same"), ValueError, r"args\[1\] is 'same', of type str, expected an array: bind"),
+        (jnp.abs, (X.astype(jnp.complex64),), ValueError, r"args\[0\] has dtype complex64, expected a real one"),
+        (jnp.log, (X,), ValueError, "log returns values that are not finite"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(fn, args, error, said):
+    for check in (check_vjp, check_jvp):
+        with pytest.raises(error, match=said):
+            check(fn, *args)
+    with pytest.raises(ValueError, match=r"stopped has args\[1\], expected names of arguments: args\[0\]"):
+        check_vjp(jnp.sin, X, stopped=["args[1]"])
+
+
+def test_static_arguments_are_bound():
+    assert check_vjp(functools.partial(jnp.sum, axis=1), X).ok
+
+
+def test_trees_with_integers_and_keys_are_compared():
+    state = training.init_state([(jnp.ones((2, 3)), jnp.zeros(3))], funcnet.sgd(0.1))
+    testing.assert_tree_close(state, state)
+    with pytest.raises(AssertionError, match="expected"):
+        testing.assert_tree_close({"n": jnp.array([1, 2])}, {"n": jnp.array([1, 3])})
+    keys = jax.random.split(jax.random.key(0))
+    testing.assert_tree_close(keys, keys)
+    with pytest.raises(AssertionError):
+        testing.assert_tree_close(keys, keys[::-1])
+
+
+def test_a_report_says_the_relative_error_first():
+    report = check_vjp(jnp.sin, X, reference=lambda x: jnp.sin(x) * jnp.asarray(1.0001, x.dtype))
+    assert re.search(r"args\[0\] +\(4, 3\) +0.0001 ", str(report)), str(report)
+    report = check_vjp(lambda x: jnp.sin(2 * x), X, reference=lambda x: 2 * jnp.sin(x) * jnp.cos(x))
+    assert re.search(r"\d(\.\d+)?e-\d\d \(\d(\.\d+)? eps\)", str(report))
