@@ -435,9 +435,9 @@ def test_what_check_gradients_takes_and_what_it_refuses():
             ({"a": jnp.ones(2), "i": jnp.arange(3)},),
             r"\['i'\] has dtype int32, expected a floating .* another argument",
         ),
-        ((2,), r"value has dtype int, expected a floating one"),
-        ((jnp.ones(2, complex),), "value has dtype complex64.* as two leaves"),
-        ((jax.random.key(0),), "value has dtype key<fry>, expected a floating one"),
+        ((2,), r"args\[0\] has dtype int, expected a floating one"),
+        ((jnp.ones(2, complex),), r"args\[0\] has dtype complex64.* as two leaves"),
+        ((jax.random.key(0),), r"args\[0\] has dtype key<fry>, expected a floating one"),
     ):
         with pytest.raises(ValueError, match=said):
             testing.check_gradients(sine, cosine, args)

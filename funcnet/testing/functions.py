@@ -68,17 +68,17 @@ def check_gradients(
     >>> check_gradients(fn, lambda p: {"w": 1.0001 * jnp.cos(p["w"])}, ({"w": jnp.arange(4.0)},)).ok
     False
     """
-    _check_call(fn, args, stopped)
+    names = _check_call(fn, args, stopped)
     args = (jax.tree.map(_as_array, args[0]), *args[1:])
     try:
         reference = as_one_program(jax.grad(fn))
         reference(*args)
     except Exception as error:  # any error that a function raises under tracing; it may run without
         why = f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200] if str(error) else type(error).__name__
-        rows = judge_by_differences(fn, grad_fn, args, seed=seed, stopped=stopped)
+        rows = judge_by_differences(fn, grad_fn, args, seed=seed, stopped=stopped, names=names)
         notes = (f"jax.grad cannot differentiate it ({why}): differences alone judge",)
     else:
-        rows, notes = judge(fn, reference, grad_fn, args, tolerance=tolerance, seed=seed, stopped=stopped)
+        rows, notes = judge(fn, reference, grad_fn, args, tolerance=tolerance, seed=seed, stopped=stopped, names=names)
     rows = nan_is_wrong(rows, as_arrays(grad_fn(*args)))
     return Report(f"gradient of {name_of(fn)}", (*rows, *_run_again(fn, grad_fn, args)), notes)
 
@@ -235,11 +235,11 @@ def _at_ties(total, gradient, delta, args, kind, tolerance, seed) -> list[Row]:
     return [row._replace(leaf=f"at ties, {kind}") for row in rows]
 
 
-def _check_call(fn, args, stopped) -> None:
-    """Check the arguments of `check_gradients`."""
+def _check_call(fn, args, stopped) -> list[str]:
+    """Check the arguments of `check_gradients`, and return the names of the leaves of the first one."""
     if not isinstance(args, (tuple, list)) or not args:
         raise ValueError(f"args is {type(args).__name__}, expected a tuple of all arguments of the function, e.g. (p,)")
-    names, leaves = leaf_names(args[0]), jax.tree.leaves(args[0])
+    names, leaves = leaf_names(args[0], "args[0]"), jax.tree.leaves(args[0])
     if not leaves:
         raise ValueError(
             f"args[0] is {args[0]!r}, which has no leaves, expected a tree of arrays to differentiate with respect to"
@@ -249,7 +249,7 @@ def _check_call(fn, args, stopped) -> None:
         if not (isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(dtype, jnp.floating))):
             remedy = "its real and imaginary parts as two leaves" if np.iscomplexobj(leaf) else "it as another argument"
             raise ValueError(
-                f"args[0]: {name} has dtype {getattr(dtype, '__name__', dtype)}, expected a floating one, since the "
+                f"{name} has dtype {getattr(dtype, '__name__', dtype)}, expected a floating one, since the "
                 f"gradient is with respect to all of args[0]: convert it, or pass {remedy}"
             )
     if unknown := set(stopped) - set(names):
@@ -258,6 +258,7 @@ def _check_call(fn, args, stopped) -> None:
     if jax.tree.structure(value) != jax.tree.structure(0) or jnp.shape(value) != ():
         shapes = jax.tree.map(jnp.shape, value)
         raise ValueError(f"{name_of(fn)} returns {shapes}, expected a scalar, of shape (): sum it, or take one value")
+    return names
 
 
 def _run_again(fn, grad_fn, args) -> tuple[Row, ...]:

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def leaf_names(tree) -> list[str]:
-    """`layer 1 W`, `layer 1 b`, ... for a list of pairs; the path for any other tree."""
+def leaf_names(tree, root="") -> list[str]:
+    """`layer 1 W`, `layer 1 b`, ... for a list of pairs; the path, from `root`, for any other tree."""
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
     indices = [tuple(getattr(key, "idx", None) for key in path) for path in paths]
     if indices == [(i // 2, i % 2) for i in range(len(indices))]:
         return [f"layer {1 + i // 2} {'Wb'[i % 2]}" for i in range(len(indices))]
-    return [jax.tree_util.keystr(path) or "value" for path in paths]
+    return [root + jax.tree_util.keystr(path) or "value" for path in paths]
 
 
 # The checks compute everything except the function under test in NumPy, and use `jax.device_put`: JAX would compile a
