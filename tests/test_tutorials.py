@@ -4,6 +4,7 @@ The NumPy is in the tutorials' own convention (samples are columns, `W` is `(n_o
 batch) and shares nothing with funcnet.
 """
 
+import os
 import re
 import runpy
 import sys
@@ -154,9 +155,17 @@ def test_its_step_is_gradient_descent():
     testing.assert_tree_close(loss, metrics.loss)
 
 
+@pytest.fixture
+def optimized():
+    """For ten epochs of MNIST it is quicker to compile as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0")
+
+
 @pytest.mark.mnist
 @pytest.mark.slow
-def test_mnist_from_scratch_gets_98_percent(mnist, capsys):
+def test_mnist_from_scratch_gets_98_percent(mnist, optimized, capsys):
     mnist_from_scratch.main()
     assert float(re.search(r"accuracy ([\d.]+)%\n\Z", capsys.readouterr().out)[1]) > 97.8
 
