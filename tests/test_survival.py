@@ -427,7 +427,7 @@ def test_a_killed_run_holds_nobody_up(tmp_path, capsys):
     wait_for(process, (run_dir / "checkpoints" / "2").exists)
     in_use = f"run folder {run_dir}: another run uses it (process {process.pid} on"
     with pytest.raises(BlockingIOError, match=re.escape(in_use)):
-        train_here("--resume", run_dir)
+        train_here("--resume", run_dir, asked_to_stop=lambda done: True)
     process.kill()
     process.communicate()
     with pytest.raises(processes.Preempted):
