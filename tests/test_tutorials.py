@@ -334,9 +334,12 @@ def test_the_new_loss_minds_outliers_less():
 
 @pytest.mark.mnist
 def test_ten_hidden_units_by_gradient_descent(mnist):
-    """85% in training and 84% held out: 84% to 87% on both, in three seeds."""
+    """85% in training and 84% held out: 84% to 87% on both, in three seeds.
+
+    That is said of 41,000 images; 12,000 give the same to 0.3%, in a quarter of the time.
+    """
     ((_, _, (train, held_out)),) = ten_hidden_units.accuracies(
-        ten_hidden_units.split(images=41_000), ten_hidden_units.SETTINGS[:1], seeds=3
+        ten_hidden_units.split(images=12_000), ten_hidden_units.SETTINGS[:1], seeds=3
     )
     assert ((train >= 0.84) & (train <= 0.87)).all(), train
     # An accuracy on 1,000 images has a standard error of 1.1%: the mean of the three must be in the band, and each
