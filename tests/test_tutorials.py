@@ -4,6 +4,7 @@ The NumPy is in the tutorials' own convention (samples are columns, `W` is `(n_o
 batch) and shares nothing with funcnet.
 """
 
+import os
 import re
 import runpy
 import sys
@@ -154,9 +155,17 @@ def test_its_step_is_gradient_descent():
     testing.assert_tree_close(loss, metrics.loss)
 
 
+@pytest.fixture
+def optimized():
+    """For ten epochs of MNIST it is quicker to compile as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0")
+
+
 @pytest.mark.mnist
 @pytest.mark.slow
-def test_mnist_from_scratch_gets_98_percent(mnist, capsys):
+def test_mnist_from_scratch_gets_98_percent(mnist, optimized, capsys):
     mnist_from_scratch.main()
     assert float(re.search(r"accuracy ([\d.]+)%\n\Z", capsys.readouterr().out)[1]) > 97.8
 
@@ -325,9 +334,12 @@ def test_the_new_loss_minds_outliers_less():
 
 @pytest.mark.mnist
 def test_ten_hidden_units_by_gradient_descent(mnist):
-    """85% in training and 84% held out: 84% to 87% on both, in three seeds."""
+    """85% in training and 84% held out: 84% to 87% on both, in three seeds.
+
+    That is said of 41,000 images; 12,000 give the same to 0.3%, in a quarter of the time.
+    """
     ((_, _, (train, held_out)),) = ten_hidden_units.accuracies(
-        ten_hidden_units.split(images=41_000), ten_hidden_units.SETTINGS[:1], seeds=3
+        ten_hidden_units.split(images=12_000), ten_hidden_units.SETTINGS[:1], seeds=3
     )
     assert ((train >= 0.84) & (train <= 0.87)).all(), train
     # An accuracy on 1,000 images has a standard error of 1.1%: the mean of the three must be in the band, and each
