@@ -309,7 +309,7 @@ def test_any_tree_and_other_arguments():
     args = ({"a": jnp.arange(1.0, 5.0), "b": (jnp.float32(0.3),)}, jnp.float32(2), jnp.array([1, 3]))
     report = testing.check_gradients(fn, grad_fn, args)
     assert report.ok, str(report)
-    assert [row.leaf for row in report.rows] == ["['a']", "['b'][0]"]
+    assert [row.leaf for row in report.rows] == ["args[0]['a']", "args[0]['b'][0]"]
 
 
 def constant(slope):
@@ -403,7 +403,9 @@ def test_a_rule_that_gives_zero_is_noticed_unless_it_is_meant():
     assert "stopped on purpose: no differences" in str(report)
     wrong = lambda p: {"a": p["b"], "b": p["a"]}  # noqa: E731
     assert not testing.check_gradients(fn, wrong, args, stopped=["args[0]['a']"]).ok
-    with pytest.raises(ValueError, match=r"stopped has args\[0\]\['c'\], expected names of leaves: args\[0\]\['a'\], args\[0\]\['b'\]"):
+    with pytest.raises(
+        ValueError, match=r"stopped has args\[0\]\['c'\], expected names of leaves: args\[0\]\['a'\], args\[0\]\['b'\]"
+    ):
         testing.check_gradients(fn, grad_fn, args, stopped=["args[0]['c']"])
 
 

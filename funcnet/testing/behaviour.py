@@ -1,6 +1,8 @@
 """What holds for the derivative of any function: linear, the same bits again, the same under each transformation."""
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +30,14 @@ def behaviour(kind, operator, f, floating, pair, rows, wide, accuracy) -> tuple[
         properties = _properties(kind, operator, f)
         if kind == "vjp" and wide:
             with contextlib.suppress(Exception):  # beside a `custom_vjp` there is no forward mode
-                jax.jit(jax.jvp, static_argnums=0).lower(f, (floating,), (floating,))
+                jax.jit(lambda x: jax.jvp(f, (x,), (x,))).lower(floating)
                 properties["<v, J u> = <J^T v, u>"] = _paired(operator, f)
-        found, notes = _run(properties, floating, *pair)
+        found, notes = _run(properties, (floating, *pair))
     judged = [_judged(name, *both, within) for name, both in found.items()]
     return (again, *judged), notes
 
 
-def _properties(kind, operator, f):
+def _properties(kind, operator, f) -> dict[str, Callable[..., Any]]:
     """Name to a function of the point and two cotangents that gives two trees that should be equal."""
 
     def linear(x, v, w):
@@ -81,7 +83,7 @@ def _stack(a, b):
     return [jnp.stack(pair) for pair in zip(a, b, strict=True)]
 
 
-def _run(properties, *args):
+def _run(properties, args):
     """What the properties give, and notes on those that cannot be tried."""
     together = quick_jit(lambda *args: {name: both(*args) for name, both in properties.items()})
     try:

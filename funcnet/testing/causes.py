@@ -6,8 +6,6 @@ from functools import partial
 
 import numpy as np
 
-__all__ = ["likely_cause"]
-
 ALIKE = 1e-4  # relative to the largest entry; near enough to be no coincidence, far enough for float32
 ALIKE_IN_HALF = 3e-2
 

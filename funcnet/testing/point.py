@@ -37,7 +37,9 @@ class Point(NamedTuple):
                     "functools.partial(fn, ...)"
                 )
             if np.iscomplexobj(leaf):
-                raise ValueError(f"{name} has dtype {leaf.dtype}, expected a real one: pass its parts as two arguments")
+                raise ValueError(
+                    f"{name} has dtype {jnp.result_type(leaf)}, expected a real one: pass its parts as two arguments"
+                )
         at = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
         if not at:
             given = ", ".join(f"{name} {jnp.result_type(leaf)}" for name, leaf in zip(names, leaves, strict=True))

@@ -11,7 +11,6 @@ import numpy as np
 from funcnet.testing.causes import likely_cause
 from funcnet.testing.trees import leaf_names
 
-
 UNDERFLOW = 1e-32  # below it, factors of a number in float32 may have become 0
 
 

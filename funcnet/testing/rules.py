@@ -237,7 +237,7 @@ class _Reverse:
         """The correct gradients in float64; NaN where there are too many entries for differences."""
         with enable_x64(True):
             floating, v = cast_to((self.point.floating, v), np.float64)
-            if self.reference is not None:
+            if self.by_reference is not None:
                 return as_arrays(self.by_reference(floating, v))
         flat = np.concatenate([np.ravel(part) for part in v])
         slopes = [self.jacobian(i) for i in range(len(floating))]
@@ -303,7 +303,7 @@ def _tangent_row(name, f, push, by_reference, floating, u, wide, accuracy) -> Ro
                 double = max(FLOAT64_TOLERANCE, accuracy) / eps_of(np.float64)
                 rows.append(leaf_row(name, got64[j], want64[j], double, eps_of(np.float64), "reference in float64"))
     if wide:
-        rows += _by_slopes(name, f, got64, *args64, max(DIFFERENCE_TOLERANCE, accuracy))
+        rows += _by_slopes(name, f, got64, args64, max(DIFFERENCE_TOLERANCE, accuracy))
         for own, exact in zip(got, got64, strict=True):
             eps = eps_of(own.dtype)
             if want64 is None and error_in_eps(own, exact, eps) > eps**-0.5:
@@ -314,9 +314,9 @@ def _tangent_row(name, f, push, by_reference, floating, u, wide, accuracy) -> Ro
     return worst._replace(shape=shape, rungs=rungs)
 
 
-def _by_slopes(name, f, got64, floating, u, accuracy) -> list[Row]:
+def _by_slopes(name, f, got64, args64, accuracy) -> list[Row]:
     """A row for each output: the tangent against the difference along it, or at a kink between its two sides."""
-    program, eps = as_one_program(f), eps_of(np.float64)
+    (floating, u), program, eps = args64, as_one_program(f), eps_of(np.float64)
 
     def at(t, j):
         with enable_x64(True):

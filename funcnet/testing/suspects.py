@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["equal", "suspects"]
-
 EXACTLY = 1e-4  # relative to the largest entry, in float32
 EXACTLY_IN_HALF = 3e-2
 
