@@ -33,7 +33,7 @@ def behaviour(kind, operator, f, floating, pair, rows, wide, accuracy) -> tuple[
                 jax.jit(lambda x: jax.jvp(f, (x,), (x,))).lower(floating)
                 properties["<v, J u> = <J^T v, u>"] = _paired(operator, f)
         found, notes = _run(properties, (floating, *pair))
-    judged = [_judged(name, *both, within) for name, both in found.items()]
+    judged = [_judged(name, got, want, within) for name, (got, want) in found.items()]
     return (again, *judged), notes
 
 
