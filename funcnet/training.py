@@ -324,6 +324,8 @@ def make_prebatched_epoch(
 def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` for several networks in one program: by `vmap`, or on a CPU, which one network keeps busy, one by one.
 
+    The program is compiled for the device that its arguments are on, whatever JAX's default device is.
+
     Args:
       fn: any function of arrays, such as an epoch.
 
@@ -335,9 +337,11 @@ def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
     >>> params[0][0].shape
     (5, 4, 3)
     """
-    if jax.default_backend() == "cpu":
-        return lambda *args: jax.lax.map(lambda member: fn(*member), args)
-    return jax.vmap(fn)
+
+    def one_by_one(*args):
+        return jax.lax.map(lambda member: fn(*member), args)
+
+    return lambda *args: jax.lax.platform_dependent(*args, cpu=one_by_one, default=jax.vmap(fn))
 
 
 def _scan(step, n, state, plan, *data) -> tuple[TrainState, Metrics]:
