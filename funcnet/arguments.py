@@ -65,13 +65,19 @@ def targets_and_shares(y, out, network, sample_weight) -> tuple[Array, Array]:
         return y, jnp.full(batch_shape, 1 / prod(batch_shape), out.dtype)
     w = jnp.asarray(sample_weight)
     check_sample_weight(w, batch_shape)
-    w = summable(w.astype(out.dtype))
-    return y, w / jnp.sum(w)
+    w, total = summed(w.astype(out.dtype))
+    return y, w / total
 
 
-def summable(w: Array) -> Array:
-    """The weights, scaled if they are huge, so that their sum is finite; only their ratios matter."""
-    return w * jnp.where(jnp.max(jnp.abs(w)) > 1e30, 2.0**-64, 1.0).astype(w.dtype)
+def summed(w: Array) -> tuple[Array, Array]:
+    """The weights and their sum, both scaled if they are huge, so that it is finite; only ratios of weights matter.
+
+    Neither sum waits for the other, so that a GPU needs one kernel for both.
+    """
+    scale = jnp.array(2.0**-64, w.dtype)
+    total, scaled = jnp.sum(w), jnp.sum(scale * w)
+    huge = ~(jnp.abs(total) < 1e30)  # or NaN, from two infinities
+    return jnp.where(huge, scale * w, w), jnp.where(huge, scaled, total)
 
 
 def losses_of(out: Array, y: Array, network: Network) -> Array:

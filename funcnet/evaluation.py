@@ -21,7 +21,7 @@ from funcnet.arguments import (
     check_probabilities,
     check_targets,
     losses_of,
-    summable,
+    summed,
     targets_and_shares,
 )
 from funcnet.calls import array_function, as_array
@@ -145,10 +145,12 @@ def accuracies(out, y, network, weights) -> tuple[Array | None, Array | None]:
     if correct is None:
         return None, None
 
-    weights = None if weights is None else summable(jnp.asarray(weights).astype(out.dtype))
-
     def mean(of_each):  # (...)
-        return jnp.average(of_each.astype(out.dtype), weights=weights)
+        of_each = of_each.astype(out.dtype)
+        if weights is None:
+            return jnp.mean(of_each)
+        w, total = summed(jnp.asarray(weights).astype(out.dtype))
+        return jnp.sum(w * of_each) / total
 
     if correct.ndim < out.ndim:
         return mean(correct), None

@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from funcnet.arguments import check_key, check_sample_weight, summable
+from funcnet.arguments import check_key, check_sample_weight, summed
 from funcnet.batches import Batches, plan_batches, shuffle
 from funcnet.calls import as_array
 from funcnet.evaluation import Metrics, Transform, accuracies, check_count, checked_data, scale_pixels
@@ -165,7 +167,7 @@ def accumulated(one_pass: Callable[..., Any], parts: int) -> Callable[..., Any]:
     def all_parts(params, key, x, y, sample_weight=None):
         if len(x) % parts:
             raise ValueError(f"a batch has {len(x)} samples, expected a multiple of {parts}, the number of its parts")
-        weights = jnp.ones(len(x), jnp.float32) if sample_weight is None else summable(sample_weight.astype(float))
+        weights = jnp.ones(len(x), jnp.float32) if sample_weight is None else summed(sample_weight.astype(float))[0]
 
         def cut(a):  # strided: if the batch is sharded, no sample moves to another device
             return jnp.swapaxes(a.reshape(-1, parts, *a.shape[1:]), 0, 1)
@@ -262,7 +264,7 @@ def _weighed(plan: Batches, sample_weight: ArrayLike | None, n: int) -> Batches:
         return plan
     sample_weight = jnp.asarray(as_array("sample_weight", sample_weight))
     check_sample_weight(sample_weight, (n,))
-    weights = _take(summable(sample_weight.astype(float)), plan.indices)
+    weights = _take(summed(sample_weight.astype(float))[0], plan.indices)
     return plan._replace(weights=weights if plan.weights is None else weights * plan.weights.astype(float))
 
 
@@ -322,6 +324,8 @@ def make_prebatched_epoch(
 def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` for several networks in one program: by `vmap`, or on a CPU, which one network keeps busy, one by one.
 
+    The program is compiled for the device that its arguments are on, whatever JAX's default device is.
+
     Args:
       fn: any function of arrays, such as an epoch.
 
@@ -333,9 +337,11 @@ def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
     >>> params[0][0].shape
     (5, 4, 3)
     """
-    if jax.default_backend() == "cpu":
-        return lambda *args: jax.lax.map(lambda member: fn(*member), args)
-    return jax.vmap(fn)
+
+    def one_by_one(*args):
+        return jax.lax.map(lambda member: fn(*member), args)
+
+    return lambda *args: jax.lax.platform_dependent(*args, cpu=one_by_one, default=jax.vmap(fn))
 
 
 def _scan(step, n, state, plan, *data) -> tuple[TrainState, Metrics]:
@@ -345,11 +351,12 @@ def _scan(step, n, state, plan, *data) -> tuple[TrainState, Metrics]:
     def counted(state, row):
         batch, *rest = row
         state, metrics = step(state, batch, *rest)
-        share = (len(batch.indices) if batch.weights is None else batch.weights.sum()) / total
-        return state, jax.tree.map(lambda mean: mean * share, metrics)
+        share = jnp.asarray((len(batch.indices) if batch.weights is None else batch.weights.sum()) / total)
+        means, as_metrics = ravel_pytree(metrics)  # one vector: a GPU needs a kernel for each array that a step writes
+        return state, (share.astype(means.dtype) * means, Partial(as_metrics))
 
-    state, parts = jax.lax.scan(counted, state, (plan, *data))
-    return state, jax.tree.map(jnp.sum, parts)
+    state, (parts, as_metrics) = jax.lax.scan(counted, state, (plan, *data))
+    return state, as_metrics(parts.sum(0))
 
 
 def first_nonfinite_step(

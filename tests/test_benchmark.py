@@ -7,10 +7,12 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 import time
 
 import benchmark
+import gpu
 import jax
 import numpy as np
 import peers
@@ -49,13 +51,13 @@ def in_float64(task, epochs):
     return params
 
 
+EVERYBODY = benchmark.OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16 | peers.SCANS | peers.SCANS_IN_BFLOAT16
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch to itself, when it compiles
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if "PyTorch, compiled" in name else name
-        for name in (*benchmark.OURS, *peers.PEERS, *peers.PEERS_IN_BFLOAT16)
-    ],
+    [pytest.param(name, marks=pytest.mark.slow) if "PyTorch, compiled" in name else name for name in EVERYBODY],
 )
 def test_everybody_takes_the_same_steps(task, name):
     for framework, package in (("Flax", "flax"), ("Equinox", "equinox"), ("PyTorch", "torch")):
@@ -64,7 +66,7 @@ def test_everybody_takes_the_same_steps(task, name):
     if "PyTorch, compiled" in name and not shutil.which("c++"):
         pytest.skip("torch.compile needs a C++ compiler")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as their users have them
-        trainer = (benchmark.OURS | peers.PEERS | peers.PEERS_IN_BFLOAT16)[name](task)
+        trainer = EVERYBODY[name](task)
         for _ in range(3):
             trainer.epoch()
         got = trainer.params()
@@ -118,6 +120,39 @@ def test_each_figure_is_said_as_soon_as_it_is_there(monkeypatch, tmp_path, capsy
     assert "## step\n\nAbout this.\n\n|  | case |" in capsys.readouterr().out
     (_, rows), *_ = json.loads((tmp_path / "figures.json").read_text())["suites"].items()
     assert [row["candidate"] for row in rows] == ["first", "second"]
+
+
+def test_on_a_gpu_a_suite_that_fails_does_not_end_the_others(monkeypatch, tmp_path, capsys):
+    def broken(size):
+        yield timing.Row("case", "before", 1.0, None, 1.0)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(gpu.SUITES, "ceilings", broken)
+    monkeypatch.setitem(gpu.SUITES, "epoch", lambda size: iter([timing.Row("case", "a", size.seconds, None, 1.0)]))
+    gpu.main(("ceilings", "epoch"), small=True, out=tmp_path / "figures.json")
+    said = capsys.readouterr()
+    assert "RuntimeError: out of memory" in said.err
+    assert "## ceilings" in said.out
+    assert "## epoch" in said.out
+    assert [*json.loads((tmp_path / "figures.json").read_text())["suites"]] == ["ceilings", "epoch"]
+
+
+def test_many_networks_are_timed_at_toy_size():
+    one, *many = gpu.networks_suite(gpu.SMALL)
+    assert one.candidate == "1"
+    assert [row.candidate for row in many] == [f"{n}" for n in gpu.SMALL.networks]
+    assert all(row.seconds > 0 for row in many)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_all_of_the_gpu_script_works_at_toy_size(tmp_path):
+    out = tmp_path / "figures.json"
+    subprocess.run([sys.executable, gpu.__file__, "--small", "--out", out], check=True)
+    suites = json.loads(out.read_text())["suites"]
+    assert [*suites] == [*gpu.SUITES]
+    assert len(suites["recipes"]) == 2
+    assert "funcnet" in {row["candidate"] for row in suites["epoch"]}
 
 
 def test_candidates_take_turns(monkeypatch):

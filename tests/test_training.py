@@ -375,8 +375,10 @@ def test_batches_that_are_laid_out_may_hold_targets(data):
 
 
 def test_networks_side_by_side_are_each_as_by_itself(data):
-    in_turn = "scan" in str(jax.make_jaxpr(training.for_each(jnp.sin))(jnp.ones(3)))
-    assert in_turn == (jax.default_backend() == "cpu")
+    traced = jax.jit(training.for_each(jnp.sin)).trace(jnp.ones(3))
+    for platform in ("cpu", "cuda"):
+        in_turn = "stablehlo.while" in traced.lower(lowering_platforms=(platform,)).as_text()
+        assert in_turn == (platform == "cpu")
 
     def run(key):
         state = training.init_state(funcnet.init(key, (6, 9, 4)), sgd(0.1))

@@ -20,6 +20,7 @@ import numpy as np
 import oracle
 import per_sample_mnist
 import pytest
+import sweep
 import ten_hidden_units
 import three_tasks
 
@@ -177,6 +178,7 @@ TAKES_DIGITS = {  # scripts with the least that they do
     "forward_pass": lambda out: forward_pass.main(out=out),
     "ten_hidden_units": lambda out: ten_hidden_units.main(images=100, out=out),
     "deformations": lambda out: deformations.main(out=out, upright_out=out.with_name("upright.png")),
+    "sweep": lambda out: sweep.main(small=True, out=out),
     "adversarial": lambda out: per_sample_mnist.adversarial(epochs=1, seeds=1, out=out),
     "hardest": lambda out: per_sample_mnist.hardest(epochs=1, seeds=1, out=out),
 }
@@ -209,7 +211,7 @@ def test_where_nothing_can_download_the_digits_take_the_place_of_mnist_too(monke
 
 @pytest.mark.parametrize(
     "script",
-    ["forward_pass", "ten_hidden_units", "deformations", "per_sample_mnist adversarial", "mnist_from_scratch",
+    ["forward_pass", "ten_hidden_units", "deformations", "sweep", "per_sample_mnist adversarial", "mnist_from_scratch",
      "any_loss", "maximum_likelihood", "three_tasks"],
 )  # fmt: skip
 def test_help_starts_no_work_and_names_the_data(script, no_mnist, monkeypatch, capsys):
@@ -388,6 +390,32 @@ def test_two_moons():
     assert max(last) < 0.08
     _, alone = maximum_likelihood.fit(points[0], labels[0])
     np.testing.assert_allclose(alone, losses[0], rtol=1e-3)
+
+
+# 6. A sweep.
+
+
+def test_a_sweep_tries_every_value_with_every_other():
+    assert len(sweep.settings(sweep.LARGE)[0]) == 1024
+    of_each = np.stack(sweep.settings(sweep.SMALL), 1)
+    assert len(np.unique(of_each, axis=0)) == len(of_each) == 32
+    scores = of_each[:, 0].reshape(4, 4, 2, 1)  # in the order of the axes
+    np.testing.assert_allclose(scores[:, 0, 0, 0], sweep.SMALL.rates, rtol=1e-6)
+
+
+def test_a_network_of_a_sweep_is_as_by_itself():
+    x, y = jax.random.uniform(jax.random.key(0), (64, 12)), jnp.arange(64) % 10
+    of_each = jnp.array([0.01, 0.1]), jnp.array([0.0, 0.5]), jnp.array([0.0, 1.0]), jnp.array([3, 4])
+    networks = sweep.train(of_each, x, y, hidden=5, epochs=2)
+    optimizer = funcnet.adamw(0.1, weight_decay=1.0)
+    start, *keys = jax.random.split(jax.random.key(4), 3)
+    state = training.init_state(funcnet.init(start, (12, 5, 10)), optimizer)
+    epoch = training.make_epoch(
+        optimizer, batch_size=128, masks=lambda key, params, shape: funcnet.dropout_masks(key, params, shape, 0.5)
+    )
+    for key in keys:
+        state, _ = epoch(state, key, x, y)
+    testing.assert_tree_close(jax.tree.map(lambda leaf: leaf[1], networks), state.params)
 
 
 @pytest.mark.mnist

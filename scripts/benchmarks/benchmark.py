@@ -7,14 +7,11 @@ How candidates are timed stands in `timing.py`, the frameworks that are compared
 installed are left out. Each suite here is a generator of rows.
 """
 
-import json
 import re
-import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import date
 from functools import partial
 from importlib import import_module
 from itertools import accumulate, pairwise, product
@@ -171,6 +168,26 @@ def epoch_suite(seconds: float, only: str = "") -> Iterator[Row]:
             more[name]["test accuracy"] = f"{test_accuracy(trainer):.2%}"
         times["the ceiling"] = np.full_like(times["funcnet"], ceiling)
         more["the ceiling"] = {"of the ceiling": f"{rate / 1e9:.0f} GFLOP/s"}
+        yield from rows_of(name_of(sizes, batch_size), times, more)
+
+
+def scan_suite(seconds: float) -> Iterator[Row]:
+    """A step of an epoch of funcnet against one of a `lax.scan` of `jax.grad` and optax, in float32 and in bfloat16.
+    The scan takes float images, leaves the smaller last batch out and computes no accuracy; its images are put in order
+    beforehand, or gathered in the step. Of a part of the images, so that turns are short: the time of such an epoch by
+    the number of its steps. Ratios are to the first scan.
+    """
+    ours, scans = list(OURS.values()), list(peers.SCANS.items())[:2]
+    precisions = ("funcnet", ours[0], scans), ("funcnet, bfloat16", ours[1], [*peers.SCANS_IN_BFLOAT16.items()])
+    cases = (SMALL, 128, 12_000), ((784, 512, 10), 1024, 12_000), (WIDE, 128, 4_000), (LARGE, 128, 2_000)
+    for (sizes, batch_size, images), (name, make, peers_of_it) in product(cases, precisions):
+        trainers = started({**dict(peers_of_it), name: make}, task_of(sizes, batch_size, images=images))
+        times = interleaved({who: trainer.epoch for who, trainer in trainers.items()}, seconds)
+        times = {
+            who: t / (-(-images // batch_size) if who == name else images // batch_size) for who, t in times.items()
+        }
+        faster = min((who for who in times if who != name), key=lambda who: float(np.median(times[who])))
+        more = {name: {"to the faster": float(np.median(times[name] / times[faster]))}}
         yield from rows_of(name_of(sizes, batch_size), times, more)
 
 
@@ -385,8 +402,8 @@ def check_agreement(candidates) -> None:
                 np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max(), err_msg=name)
 
 
-Suite = Literal["step", "products", "epoch", "time-to-accuracy", "per-sample", "sweep", "mesh", "compile", "scaling",
-                "inference", "distortion"]  # fmt: skip
+Suite = Literal["step", "products", "epoch", "scan", "time-to-accuracy", "per-sample", "sweep", "mesh", "compile",
+                "scaling", "inference", "distortion"]  # fmt: skip
 SUITES = {name: globals()[f"{name.replace('-', '_')}_suite"] for name in get_args(Suite)}
 
 
@@ -401,22 +418,11 @@ def main(suites: tuple[Suite, ...] = (), /, seconds: float = 3.0, only: str = ""
       out: a JSON file for the figures, such as one in scripts/benchmarks/results, from which the documentation has its.
       pictures: a folder for the plots of `scaling`.
     """
-    print(f"{timing.machine()}\n")
-    own_settings, results = {"epoch": {"only": only}, "scaling": {"pictures": pictures}}, {}
-    for name in suites or SUITES:
-        run, rows = SUITES[name], []
-        for row in run(seconds, **own_settings.get(name, {})):
-            rows.append(row)
-            print(f"{row.case}: {row.candidate} {timing.shown(row)}", file=sys.stderr, flush=True)
-        print(f"## {name}\n\n{' '.join((run.__doc__ or '').split())}\n\n{timing.markdown(rows)}", flush=True)
-        results[name] = [vars(row) for row in rows]
-        if out is not None:
-            about = {
-                "date": f"{date.today()}",
-                "command": shlex.join(["python", *sys.argv]),
-                "machine": timing.machine(),
-            }
-            out.write_text(json.dumps(about | {"suites": results}, indent=1) + "\n")
+    own = {"epoch": {"only": only}, "scaling": {"pictures": pictures}}
+    runs = {
+        name: (partial(SUITES[name], seconds, **own.get(name, {})), SUITES[name].__doc__) for name in suites or SUITES
+    }
+    timing.report(runs, out)
 
 
 if __name__ == "__main__":

@@ -83,10 +83,34 @@ def bfloat16_product(x, W):
     return jnp.matmul(x.astype(jnp.bfloat16), W.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
 
 
-def jax_and_optax(task: Task, on_device: bool = False, product=jnp.matmul) -> Trainer:
-    """A jitted step; a batch is cut on the host, or gathered in the step from images on the device."""
+def scanned(task: Task, step, state, params, gather: bool = False) -> Trainer:
+    """`*state, loss = step(*state, x, y)` in a program for an epoch: of images that are put in order, or gathered."""
+    B, key = task.batch_size, jax.random.key(task.seed)
+    x, y = jnp.asarray(as_pixels(task.x)), jnp.asarray(task.y)
+
+    @partial(jax.jit, donate_argnums=0)
+    def run(state, key, x, y):
+        def of_batch(state, batch):
+            *state, loss = step(*state, *((x[batch], y[batch]) if gather else batch))
+            return tuple(state), loss
+
+        order = jax.random.permutation(key, len(x))[: len(x) // B * B].reshape(-1, B)
+        return jax.lax.scan(of_batch, state, order if gather else (x[order], y[order]))
+
+    def epoch():
+        nonlocal state, key
+        key, epoch_key = jax.random.split(key)
+        state, _ = jax.block_until_ready(run(state, epoch_key, x, y))
+
+    return Trainer(epoch, lambda: params(*state))
+
+
+def jax_and_optax(
+    task: Task, on_device: bool = False, product=jnp.matmul, scan: bool = False, gather: bool = False
+) -> Trainer:
+    """A jitted step, its batch cut on the host or gathered in it; or such steps in a `lax.scan`, as in `scanned`."""
     optax = import_module("optax")
-    optimizer, params = optax.sgd(task.rate), jax.tree.map(jnp.asarray, task.params)
+    optimizer, params = optax.sgd(task.rate), jax.tree.map(jnp.array, task.params)  # copies, since they are donated
 
     def step(params, opt_state, x, y, rows=None):
         x, y = (x, y) if rows is None else (x[rows], y[rows])
@@ -94,12 +118,14 @@ def jax_and_optax(task: Task, on_device: bool = False, product=jnp.matmul) -> Tr
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    step = jax.jit(step, donate_argnums=(0, 1))
-    return loop(task, step, (params, optimizer.init(params)), lambda params, _: params, on_device)
+    state, params_of = (params, optimizer.init(params)), lambda params, _: params
+    if scan:
+        return scanned(task, step, state, params_of, gather)
+    return loop(task, jax.jit(step, donate_argnums=(0, 1)), state, params_of, on_device)
 
 
-def flax_nnx(task: Task) -> Trainer:
-    """`nnx.Optimizer` and `nnx.jit`, with `nnx.cached_partial` against its cost per call."""
+def flax_nnx(task: Task, scan: bool = False) -> Trainer:
+    """`nnx.Optimizer` and `nnx.jit`, with `nnx.cached_partial` against its cost per call; or in a `lax.scan`."""
     nnx, optax = import_module("flax.nnx"), import_module("optax")
     layers = [nnx.Linear(*W.shape, rngs=nnx.Rngs(0)) for W, _ in task.params]
     for layer, (W, b) in zip(layers, task.params, strict=True):
@@ -114,26 +140,51 @@ def flax_nnx(task: Task) -> Trainer:
         optimizer.update(model, grads)
         return (loss,)
 
+    if scan:  # as plain pytrees, since `lax.scan` knows no objects
+        graph, first = nnx.split((model, optimizer))
+
+        def pure_step(state, x, y):
+            both = nnx.merge(graph, state)
+            loss, grads = nnx.value_and_grad(lambda model: cross_entropy(model(x), y))(both[0])
+            both[1].update(both[0], grads)
+            return nnx.state(both), loss
+
+        def params(state):
+            model = nnx.merge(graph, state)[0]
+            return [(layer.kernel[...], layer.bias[...]) for layer in model.layers[::2]]
+
+        return scanned(task, pure_step, (first,), params)
     cached_step = nnx.cached_partial(step, model, optimizer)
     return loop(task, cached_step, (), lambda: [(layer.kernel[...], layer.bias[...]) for layer in layers])
 
 
-def equinox(task: Task) -> Trainer:
-    """`eqx.filter_jit` around the step."""
+def equinox(task: Task, scan: bool = False) -> Trainer:
+    """`eqx.filter_jit` around the step, or a `lax.scan` of such steps over the arrays of the model."""
     eqx, optimizer = import_module("equinox"), import_module("optax").sgd(task.rate)
     layers = [eqx.nn.Linear(*W.shape, key=jax.random.key(0)) for W, _ in task.params]
     weights = [leaf for W, b in task.params for leaf in (jnp.asarray(W.T), jnp.asarray(b))]
     layers = eqx.tree_at(lambda layers: [leaf for l in layers for leaf in (l.weight, l.bias)], layers, weights)
     model = eqx.nn.Sequential([f for layer in layers for f in (layer, eqx.nn.Lambda(jax.nn.relu))][:-1])
 
-    @eqx.filter_jit(donate="all")
     def step(model, opt_state, x, y):
         loss, grads = eqx.filter_value_and_grad(lambda model: cross_entropy(jax.vmap(model)(x), y))(model)
         updates, opt_state = optimizer.update(grads, opt_state, model)
         return eqx.apply_updates(model, updates), opt_state, loss
 
-    state = model, optimizer.init(eqx.filter(model, eqx.is_array))
-    return loop(task, step, state, lambda model, _: [(layer.weight.T, layer.bias) for layer in model.layers[::2]])
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    opt_state = optimizer.init(arrays)
+
+    def params(model, _):
+        return [(layer.weight.T, layer.bias) for layer in model.layers[::2]]
+
+    if scan:
+
+        def pure_step(arrays, opt_state, x, y):
+            model, opt_state, loss = step(eqx.combine(arrays, rest), opt_state, x, y)
+            return eqx.filter(model, eqx.is_array), opt_state, loss
+
+        return scanned(task, pure_step, (arrays, opt_state), params)
+    return loop(task, eqx.filter_jit(step, donate="all"), (model, opt_state), params)
 
 
 def numpy_pass(params, x) -> tuple[list[np.ndarray], np.ndarray]:
@@ -192,41 +243,99 @@ def torch_network(params) -> Any:
     return torch.nn.Sequential(*[f for layer in layers for f in (layer, torch.nn.ReLU())][:-1])
 
 
-def pytorch(task: Task, compiled: bool = False, bfloat16: bool = False) -> Trainer:
-    """Eager, or `torch.compile` around forward and loss; images by `index_select`, half precision by `autocast`."""
+def pytorch(task: Task, compiled: str = "", bfloat16: bool = False, graph: str = "") -> Trainer:
+    """Eager, `torch.compile` of forward and loss in a mode, or a CUDA graph of a step or epoch.
+
+    Images by `index_select`, half precision by `autocast`; float32 products on a GPU are TF32, as by default in JAX.
+    """
     torch = import_module("torch")
-    model = torch_network(task.params)
+    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    if graph and device == "cpu":
+        raise ImportError("CUDA graphs need a GPU, and a PyTorch that finds it")
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
+    model = torch_network(task.params).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=task.rate, fused=True)
-    images, labels = torch.from_numpy(as_pixels(task.x)), torch.from_numpy(task.y.astype(np.int64))
-    generator = torch.Generator().manual_seed(task.seed)
-    used = len(images) // task.batch_size * task.batch_size
+    images = torch.from_numpy(as_pixels(task.x)).to(device)
+    labels = torch.from_numpy(task.y.astype(np.int64)).to(device)
+    generator = torch.Generator(device).manual_seed(task.seed)
+    B, steps = task.batch_size, len(images) // task.batch_size
 
     def loss_of(x, y):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             return torch.nn.functional.cross_entropy(model(x), y)
 
     if compiled:
         torch._dynamo.config.recompile_limit = 100  # by default it goes on uncompiled after eight networks
-        loss_of = torch.compile(loss_of)
+        loss_of = torch.compile(loss_of, mode=compiled)
+
+    def step(rows):
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(images.index_select(0, rows), labels.index_select(0, rows)).backward()
+        optimizer.step()
+
+    def order():
+        return torch.randperm(len(images), generator=generator, device=device)[: steps * B].view(steps, B)
 
     def epoch():
-        for rows in torch.randperm(len(images), generator=generator)[:used].split(task.batch_size):
-            optimizer.zero_grad(set_to_none=True)
-            loss_of(images.index_select(0, rows), labels.index_select(0, rows)).backward()
-            optimizer.step()
+        for rows in order():
+            step(rows)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-    return Trainer(epoch, lambda: [(m.weight.detach().numpy().T, m.bias.detach().numpy()) for m in model[::2]])
+    def params():
+        return [tuple(leaf.detach().cpu().numpy() for leaf in (m.weight.T, m.bias)) for m in model[::2]]
+
+    if not graph:
+        return Trainer(epoch, params)
+    given = order() if graph == "epoch" else order()[0]  # which the graph reads
+    first = [p.detach().clone() for p in model.parameters()]
+
+    def work():
+        for rows in given.view(-1, B):
+            step(rows)
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # what is set up at the first call must not be part of the graph
+        for _ in range(3):
+            step(given.view(-1, B)[0])
+    torch.cuda.current_stream().wait_stream(aside)
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        work()
+    with torch.no_grad():
+        for p, start in zip(model.parameters(), first, strict=True):
+            p.copy_(start)
+
+    def replayed():
+        for rows in [order()] if graph == "epoch" else order():
+            given.copy_(rows)
+            recorded.replay()
+        torch.cuda.synchronize()
+
+    return Trainer(replayed, params)
 
 
 PEERS: dict[str, Maker] = {
     "jax.grad + optax": jax_and_optax, "jax.grad + optax, images on the device": partial(jax_and_optax, on_device=True),
     "Flax NNX": flax_nnx, "Equinox": equinox,
-    "PyTorch, eager": pytorch, "PyTorch, compiled": partial(pytorch, compiled=True),
+    "PyTorch, eager": pytorch, "PyTorch, compiled": partial(pytorch, compiled="default"),
     "scikit-learn": scikit_learn, "NumPy by hand": numpy_by_hand}  # fmt: skip
+SCANS: dict[str, Maker] = {  # a program for an epoch, as funcnet has one
+    "jax.grad + optax, lax.scan": partial(jax_and_optax, scan=True),
+    "jax.grad + optax, lax.scan, gathered": partial(jax_and_optax, scan=True, gather=True),
+    "Flax NNX, lax.scan": partial(flax_nnx, scan=True), "Equinox, lax.scan": partial(equinox, scan=True)}  # fmt: skip
+SCANS_IN_BFLOAT16: dict[str, Maker] = {
+    f"{name}, bfloat16": partial(jax_and_optax, scan=True, gather="gathered" in name, product=bfloat16_product)
+    for name in list(SCANS)[:2]}  # fmt: skip
+ON_GPU: dict[str, Maker] = {
+    "PyTorch, CUDA graph of a step": partial(pytorch, graph="step"),
+    "PyTorch, CUDA graph of an epoch": partial(pytorch, graph="epoch"),
+    'PyTorch, torch.compile("reduce-overhead")': partial(pytorch, compiled="reduce-overhead")}  # fmt: skip
 PEERS_IN_BFLOAT16: dict[str, Maker] = {
     "jax.grad + optax, bfloat16": partial(jax_and_optax, on_device=True, product=bfloat16_product),
     "PyTorch, eager, bfloat16": partial(pytorch, bfloat16=True),
-    "PyTorch, compiled, bfloat16": partial(pytorch, compiled=True, bfloat16=True)}  # fmt: skip
+    "PyTorch, compiled, bfloat16": partial(pytorch, compiled="default", bfloat16=True)}  # fmt: skip
 
 
 def by_rows(rows, max_norm, tensordot) -> dict[str, Callable[..., Any]]:

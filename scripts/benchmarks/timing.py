@@ -6,12 +6,17 @@ Before each turn: a pause, since a BLAS's threads spin on after their work, and 
 """
 
 import gc
+import json
 import os
 import platform
 import re
+import shlex
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -133,6 +138,35 @@ def readable(value: float, units: Mapping[str, float] = SECONDS) -> str:
     """
     unit = next((unit for unit in units if value >= units[unit]), list(units)[-1])
     return f"{value / units[unit]:.3g} {unit}"
+
+
+def report(
+    suites: Mapping[str, tuple[Callable[[], Iterable[Row]], str | None]], out: Path | None, go_on: bool = False
+) -> None:
+    """Run suites, each with its description: each row is printed at once, the tables at the end of a suite.
+
+    All of it goes into the JSON file `out` at each row. With `go_on`, a suite that fails does not end the others.
+    """
+    whole = {"date": f"{date.today()}", "command": shlex.join(["python", *sys.argv]), "machine": machine()}
+    print(f"{whole['machine']}\n", flush=True)
+    results = {}
+    for name, (run, about) in suites.items():
+        rows, began = [], time.perf_counter()
+        try:
+            for row in run():
+                rows.append(row)
+                print(f"{row.case}: {row.candidate} {shown(row)}", file=sys.stderr, flush=True)
+                results[name] = [vars(row) for row in rows]
+                if out is not None:
+                    out.write_text(json.dumps(whole | {"suites": results}, indent=1) + "\n")
+        except Exception:
+            if not go_on:
+                raise
+            print(f"{name} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        if not rows:
+            continue
+        print(f"## {name}\n\n{' '.join((about or '').split())}\n\n{markdown(rows)}", flush=True)
+        print(f"{name} took {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 def machine() -> dict[str, str]:
