@@ -220,6 +220,14 @@ def test_bad_input_is_named(fn, args, error, said):
         check_vjp(jnp.sin, X, stopped=["args[1]"])
 
 
+def test_a_rule_that_differs_under_jit():
+    def backward(x, v):
+        return (v * jnp.cos(x) * (1 if isinstance(x, jax.core.Tracer) else 2),)
+
+    report = check_vjp(rules.with_rule(jnp.sin, lambda x: (jnp.sin(x), x), backward), X)
+    assert [row.leaf for row in report.rows if not row.ok] == ["jit"]
+
+
 def test_static_arguments_are_bound():
     assert check_vjp(functools.partial(jnp.sum, axis=1), X).ok
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet.testing.report import Row, relative, verdict
-from funcnet.testing.trees import as_arrays, cast_like, cast_to, enable_x64, quick_jit
+from funcnet.testing.trees import as_arrays, cast_like, cast_to, enable_x64, eps_of, quick_jit
 
 EXACT = 1e-9  # relative to the largest leaf, in float64
 ROUNDINGS = 64.0  # eps in a narrower dtype, at most 5%, or 8 times what the rule itself is off
@@ -20,7 +20,7 @@ def behaviour(kind, operator, f, floating, pair, rows, wide, accuracy) -> tuple[
 
     `pair` is two cotangents or tangents, `rows` the verdicts on the arguments, `wide` whether float64 is exact.
     """
-    again = _again(kind, operator, f, floating, pair)
+    again = (_again(kind, operator, f, floating, pair), *_under_jit(operator, floating, pair[0], accuracy))
     eps = [(row.eps or 0.0, row.error) for row in rows if row.ok]
     largest = max([max(min(ROUNDINGS * e, 0.05), 8 * error * e) for e, error in eps], default=0.0)
     within = max(EXACT if wide else largest, accuracy or 0.0)
@@ -34,7 +34,7 @@ def behaviour(kind, operator, f, floating, pair, rows, wide, accuracy) -> tuple[
                 properties["<v, J u> = <J^T v, u>"] = _paired(operator, f)
         found, notes = _run(properties, (floating, *pair))
     judged = [_judged(name, got, want, within) for name, (got, want) in found.items()]
-    return (again, *judged), notes
+    return (*again, *judged), notes
 
 
 def _properties(kind, operator, f) -> dict[str, Callable[..., Any]]:
@@ -110,7 +110,7 @@ def _judged(name, got, want, within) -> Row:
 
 
 def _again(kind, operator, f, floating, pair) -> Row:
-    """The same bits in a second call, and if another call comes between the two passes; to rounding under jit."""
+    """The same bits in a second call, and if another call comes between the two passes."""
     v, _ = pair
     first, again = as_arrays(operator(floating, v)), as_arrays(operator(floating, v))
     same = all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
@@ -122,3 +122,13 @@ def _again(kind, operator, f, floating, pair) -> Row:
             fault = "another call between the two passes changes it: the rule keeps residuals outside itself"
             return verdict("run again", (), False, "bit for bit", fault)
     return verdict("run again", (), same, "bit for bit", "other bits: it is random, or depends on earlier calls")
+
+
+def _under_jit(operator, floating, v, accuracy) -> tuple[Row, ...]:
+    """A row if it can be traced: the same to half the digits, since rounding may differ, and conditions be bad."""
+    try:
+        compiled = quick_jit(operator)(floating, v)
+    except Exception:  # it branches on values, and the other properties say so
+        return ()
+    within = max(max(eps_of(jnp.result_type(leaf)) for leaf in floating) ** 0.5, accuracy or 0.0)
+    return (_judged("jit", compiled, operator(floating, v), within),)
