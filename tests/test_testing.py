@@ -549,7 +549,7 @@ def test_trees_are_close_by_their_largest_entries():
 def test_one_cell_of_the_matrix():
     f, loss, _, cells = next(matrix())
     assert (f, loss) == ("identity", "softmax_cross_entropy")
-    assert cells.keys() == set(COLUMNS)
+    assert cells.keys() == COLUMNS.keys()
     assert all(error <= 16 for error in cells.values())
 
 

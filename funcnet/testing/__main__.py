@@ -15,7 +15,8 @@ from funcnet.network import Network
 from funcnet.testing.report import error_in_eps
 from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of
 
-COLUMNS = ("gradient", "scan of vmap", "jvp")
+DTYPES = ("float32", "float64")
+COLUMNS = {"gradient": 16, "scan of vmap": 16, "jvp": 64}  # and the limit in eps: jvp is a second derivative
 
 
 def matrix(
@@ -73,19 +74,19 @@ def _error(got, want, rounded, exact) -> float:
 
 
 def main() -> int:
-    """Print the whole matrix; return 1 if a cell is above 16 eps."""
+    """Print the whole matrix; return 1 if a cell is above its limit."""
     say = print
     say(f"backward against jax.grad: max|d| / (eps max|leaf|), the worst leaf, on {jax.devices()[0].device_kind}")
-    header = [f"{name} {dtype}" for dtype in ("float32", "float64") for name in COLUMNS]
+    header = [f"{name} {dtype}" for dtype in DTYPES for name in COLUMNS]
     say(f"{'activation':18}{'loss':24}{''.join(f'{column:>22}' for column in header)}")
     cells = {}
     for f, loss, dtype, row in matrix():
         cells.setdefault((f, loss), {}).update({f"{name} {dtype}": error for name, error in row.items()})
     for (f, loss), row in cells.items():
         say(f"{f:18}{loss:24}{''.join(f'{row[column]:22.2f}' for column in header)}")
-    worst = max(error for row in cells.values() for error in row.values())
-    say(f"worst: {worst:.2f} eps")
-    return int(not worst <= 16)
+    worst = {name: max(row[f"{name} {dtype}"] for row in cells.values() for dtype in DTYPES) for name in COLUMNS}
+    say(", ".join(f"worst {name} {worst[name]:.2f} eps of {limit:g}" for name, limit in COLUMNS.items()))
+    return int(not all(worst[name] <= limit for name, limit in COLUMNS.items()))
 
 
 if __name__ == "__main__":
