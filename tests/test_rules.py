@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import random_rules
 import rules
@@ -158,6 +159,15 @@ def test_what_cannot_be_judged_says_so():
     assert not check_vjp(narrow, X, reference=lambda x: jnp.sin(x) * 1.0001).ok
     report = check_vjp(jnp.exp, X, reference=lambda x: jnp.exp(x)[0])
     assert "value, [0]: float32 (4, 3), expected float32 (3,)" in str(report)
+
+
+def test_empty_arrays_and_functions_in_numpy():
+    args = jnp.zeros((0, 3)), jnp.ones(3)
+    for check in (check_vjp, check_jvp):
+        report = check(lambda x, w: x * w[None], *args)
+        assert "NaN" not in str(report)
+        assert row_of(report, "args[0]").shape == (0, 3)
+    assert "check_gradients takes functions in NumPy" in str(check_vjp(lambda x: np.sin(np.asarray(x)), np.ones(3)))
 
 
 def test_a_solver_s_own_accuracy():

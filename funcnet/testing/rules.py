@@ -4,10 +4,12 @@ A reverse rule is judged as the gradient of the number `<v, fn(args)>` for a cot
 network's. Without a reference, the differences of the function judge alone.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -173,13 +175,10 @@ def _check_reverse(fn, reference, point, stopped, accuracy, seed) -> tuple[tuple
         pullback(cast_like(v, value))
     except Exception as error:  # any error of a user's rule
         return (verdict("backward pass", (), False, "", _in_words(error)),), ()
-    rows = [*_compared("forward pass", value, point.value, "the value without differentiation")]
-    rows += (
-        [] if reference is None else _compared("value", point.value, point.call(reference)(point.floating), "reference")
-    )
+    rows = _values_agree(value, reference, point)
     if not all(row.ok for row in rows):
         return tuple(rows), ()
-    judge_with = _Reverse(f, reference and point.call(reference), point, (point.floating, v), stopped, accuracy, seed)
+    judge_with = _Reverse.of(f, reference and point.call(reference), point, v, stopped, accuracy, seed)
     dense, notes = judge_with.rows(v)
     dense = nan_is_wrong(dense, as_arrays(_reverse(f)(point.floating, v)))
     rows = [*dense, *rows]
@@ -191,33 +190,44 @@ def _check_reverse(fn, reference, point, stopped, accuracy, seed) -> tuple[tuple
     return (*rows, *more), (*notes, *about)
 
 
-class _Reverse:
+class _Reverse(NamedTuple):
     """The references of a reverse rule, for any cotangent; each of its programs is compiled once."""
 
-    def __init__(self, f, reference, point, args, stopped, accuracy, seed):
-        self.f, self.point, self.accuracy = f, point, accuracy or 0.0
-        self.reference = reference
-        self.by_rule, self.weighted = as_one_program(_reverse(f)), _weighted(f)
-        self.by_reference = None if reference is None else as_one_program(_reverse(reference))
-        self.wide, self.why = _in_float64_all_the_way(_reverse, f, reference, args)
-        self.settings = {"seed": seed, "stopped": stopped, "names": point.names}
+    point: Point
+    by_rule: Callable[..., Any]  # (floating, v) -> J^T v
+    by_reference: Callable[..., Any] | None
+    weighted: Callable[..., Any]  # (floating, v) -> <v, f>, of what differences are taken of
+    wide: bool  # whether all of it computes in float64, if the arguments are
+    why: str  # and why not
+    jacobian: Callable[[int], np.ndarray | None]
+    accuracy: float
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, f, reference, point, v, stopped, accuracy, seed) -> _Reverse:
+        wide, why = _in_float64_all_the_way(_reverse, f, reference, (point.floating, v))
         with enable_x64(True):
             floating64 = cast_to(point.floating, np.float64)
-        self.jacobian = functools.cache(partial(jacobian, f, floating64))
+        return cls(
+            point, as_one_program(_reverse(f)), reference and as_one_program(_reverse(reference)),
+            _weighted(f if wide or reference is None else reference), wide, why,
+            functools.cache(partial(jacobian, f, floating64)), accuracy or 0.0,
+            {"seed": seed, "stopped": stopped, "names": point.names},
+        )  # fmt: skip
 
     def rows(self, v) -> tuple[tuple[Row, ...], tuple[str, ...]]:
         """A row for each floating argument."""
         args, accuracy = (self.point.floating, v), self.accuracy
-        if self.reference is None and not self.wide:
+        if self.by_reference is None and not self.wide:
             fault = _without_reference(self.why)
             named = zip(self.point.names, self.point.floating, strict=True)
             return tuple(verdict(name, np.shape(leaf), False, "", fault) for name, leaf in named), ()
-        if self.reference is None:
+        if self.by_reference is None:
             accuracy = max(DIFFERENCE_TOLERANCE, accuracy)
             return judge_by_differences(self.weighted, self.by_rule, args, accuracy=accuracy, **self.settings), ()
         eps = max(eps_of(jnp.result_type(leaf)) for leaf in self.point.floating)
         rows, notes = judge(
-            self.weighted if self.wide else _weighted(self.reference), self.by_reference, self.by_rule, args,
+            self.weighted, self.by_reference, self.by_rule, args,
             tolerance=max(_roundings(eps), accuracy / eps), in_float64=max(FLOAT64_TOLERANCE, accuracy),
             narrow=not self.wide, called="reference", **self.settings,
         )  # fmt: skip
@@ -254,10 +264,7 @@ def _check_forward(fn, reference, point, accuracy, seed) -> tuple[tuple[Row, ...
         value, _ = jax.jvp(f, (point.floating,), (u,))
     except Exception as error:  # any error of a user's rule
         return (verdict("forward mode", (), False, "", _in_words(error)),), ()
-    rows = [*_compared("forward pass", value, point.value, "the value without differentiation")]
-    rows += (
-        [] if reference is None else _compared("value", point.value, point.call(reference)(point.floating), "reference")
-    )
+    rows = _values_agree(value, reference, point)
     if not all(row.ok for row in rows):
         return tuple(rows), ()
     push = _forward(f)
@@ -275,6 +282,7 @@ def _check_forward(fn, reference, point, accuracy, seed) -> tuple[tuple[Row, ...
         for kind, tangent in tangents.items():
             alone = [tangent if k == i else np.zeros_like(other) for k, other in enumerate(u)]
             row = _tangent_row(name, f, push, by_reference, point.floating, alone, wide, accuracy or 0.0)
+            row = row._replace(shape=np.shape(leaf))
             if kind == "dense":
                 judged.append(row)
             elif not row.ok and judged[-1].ok:
@@ -285,7 +293,6 @@ def _check_forward(fn, reference, point, accuracy, seed) -> tuple[tuple[Row, ...
 
 def _tangent_row(name, f, push, by_reference, floating, u, wide, accuracy) -> Row:
     """A row for the tangent of one argument: the worst of the outputs, against the reference and differences."""
-    shape = next(np.shape(leaf) for leaf, t in zip(floating, u, strict=True) if np.any(t))
     got, program = as_arrays(push(floating, u)), as_one_program(push)
     with enable_x64(True):
         args64 = cast_to((floating, u), np.float64)
@@ -308,10 +315,10 @@ def _tangent_row(name, f, push, by_reference, floating, u, wide, accuracy) -> Ro
             eps = eps_of(own.dtype)
             if want64 is None and error_in_eps(own, exact, eps) > eps**-0.5:
                 fault = f"in {own.dtype} it is {relative(error_in_eps(own, exact, eps) * eps)} from itself in float64"
-                rows.append(verdict(name, shape, False, "", fault))
+                rows.append(verdict(name, (), False, "", fault))
     worst = min(rows, key=lambda row: (row.ok, -row.error * (row.eps or 1.0)))
     rungs = ", ".join(dict.fromkeys(row.rungs for row in rows if row.rungs))
-    return worst._replace(shape=shape, rungs=rungs)
+    return worst._replace(rungs=rungs)
 
 
 def _by_slopes(name, f, got64, args64, accuracy) -> list[Row]:
@@ -344,6 +351,14 @@ def _without_reference(why) -> str:
 
 def _roundings(eps) -> float:
     return ROUNDINGS if eps < 1e-4 else IN_HALF
+
+
+def _values_agree(value, reference, point) -> list[Row]:
+    """A row for the value of the forward pass, and one for that of the reference."""
+    rows = [*_compared("forward pass", value, point.value, "the value without differentiation")]
+    if reference is not None:
+        rows += _compared("value", point.value, point.call(reference)(point.floating), "reference")
+    return rows
 
 
 def _reverse(f):
@@ -440,4 +455,7 @@ def _single(leaves, j, index) -> list[np.ndarray]:
 
 def _in_words(error) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:3])}"[:400]
+    remedy = (
+        "; check_gradients takes functions in NumPy" if isinstance(error, jax.errors.TracerArrayConversionError) else ""
+    )
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"[:400] + remedy
