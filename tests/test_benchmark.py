@@ -137,6 +137,7 @@ def test_on_a_gpu_a_suite_that_fails_does_not_end_the_others(monkeypatch, tmp_pa
     assert [*json.loads((tmp_path / "figures.json").read_text())["suites"]] == ["ceilings", "epoch"]
 
 
+@pytest.mark.slow
 def test_many_networks_are_timed_at_toy_size():
     one, *many = gpu.networks_suite(gpu.SMALL)
     assert one.candidate == "1"
