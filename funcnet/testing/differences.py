@@ -161,8 +161,8 @@ def judge_by_differences(
             fault = f"cannot be judged: the value is {value.dtype} where the arguments are float64: too inaccurate"
             row = Row(name, leaf.shape, math.inf, False, "", fault)
         else:
-            row, smooth = _along_a_few(name, moves, i, got64[i], seed, accuracy)
-            row = row or along_entries(name, moves, i, got64[i], seed, accuracy, smooth=smooth)
+            row = _along_a_few(name, moves, i, got64[i], seed, accuracy)
+            row = row or along_entries(name, moves, i, got64[i], seed, accuracy)
         error = error_in_eps(own, got64[i], eps)
         allowed = max(eps**-0.5, accuracy / eps, MOVES_ALLOWED * error_in_eps(moved64[i], got64[i], eps))
         if row.ok and AT_KINKS not in row.rungs and error > allowed:
@@ -173,12 +173,11 @@ def judge_by_differences(
     return tuple(rows)
 
 
-def _along_a_few(name, moves, i, gradient, seed, accuracy) -> tuple[Row | None, bool]:
-    """A row if the gradient agrees with the differences along a few directions, and whether there is no kink."""
+def _along_a_few(name, moves, i, gradient, seed, accuracy) -> Row | None:
+    """A row if the gradient agrees with the differences along a few directions; None: each entry must tell."""
     leaf, norm = moves.leaf(i), float(np.linalg.norm(gradient))
     agrees, text = differences(lambda v: lambda t: moves.at(i, leaf + t * v), gradient, norm, seed, accuracy)
-    smooth = "noisy" not in text
-    return Row(name, leaf.shape, 0.0, True, f"{text} alone") if agrees and norm and smooth else None, smooth
+    return Row(name, leaf.shape, 0.0, True, f"{text} alone") if agrees and norm and "noisy" not in text else None
 
 
 def _moved_by_eps(args, seed):
@@ -195,7 +194,7 @@ def _moved_by_eps(args, seed):
     return jax.tree.map(moved, args)
 
 
-def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE, *, smooth=False) -> Row:
+def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE) -> Row:
     """A row for a leaf: its gradient against differences along each entry, or for a large leaf random directions."""
     leaf, at, double_eps = moves.leaf(i), partial(moves.at, i), eps_of(np.float64)
     each = leaf.size <= ENTRY_BY_ENTRY
@@ -215,6 +214,7 @@ def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE,
         return row
     gradient_at = partial(_gradient_at, at)
     settings = {"reach": 1e-3, "accuracy": 1e-5, "seed": seed}
+    smooth = each and not unsure.any() and _is_linear(at, leaf, slopes, size, seed)
     if each and not smooth and is_subgradient(gradient_at, leaf, gradient, off | unsure, **settings):
         return row._replace(error=0.0, rungs=f"{rungs}, {AT_KINKS}")
     if not off.any():
@@ -228,6 +228,13 @@ def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE,
     worst = int(np.argmax(np.where(off, np.abs(slopes - expected), -1.0)))
     values = f"{expected[worst]:.8g}, the difference is {slopes[worst]:.8g}"
     return row._replace(ok=False, fault=f"worst along direction {worst}: {values}")
+
+
+def _is_linear(at, leaf, slopes, size, seed) -> bool:
+    """Whether the slopes along two directions are those of the entries, so that there is a gradient, and no kink."""
+    directions = [random_direction(seed + k, leaf.shape) for k in range(2)]
+    found = [central_difference(lambda t, v=v: at(leaf + t * v))[0] for v in directions]
+    return all(abs(s - np.sum(slopes * v.ravel())) <= 1e-5 * size for s, v in zip(found, directions, strict=True))
 
 
 def _short_differences(f) -> np.ndarray:
