@@ -22,7 +22,8 @@ def behaviour(kind, operator, f, floating, pair, rows, wide, accuracy) -> tuple[
     """
     again = (_again(kind, operator, f, floating, pair), *_under_jit(operator, floating, pair[0], accuracy))
     eps = [(row.eps or 0.0, row.error) for row in rows if row.ok]
-    largest = max([max(min(ROUNDINGS * e, 0.05), 8 * error * e) for e, error in eps], default=0.0)
+    eps += [(eps_of(jnp.result_type(leaf)), 0.0) for leaf in floating]
+    largest = max(max(min(ROUNDINGS * e, 0.05), 8 * error * e) for e, error in eps)
     within = max(EXACT if wide else largest, accuracy or 0.0)
     with enable_x64(wide or any(jnp.result_type(leaf) == np.float64 for leaf in floating)):
         if wide:

@@ -98,8 +98,8 @@ def is_floating(leaf) -> bool:
 
 
 def cast_like(leaves, others):
-    """Arrays of JAX, each in the dtype of its other."""
-    return [jnp.asarray(leaf).astype(other.dtype) for leaf, other in zip(leaves, others, strict=True)]
+    """Arrays of JAX, each in the dtype of its other; those of NumPy are cast before JAX sees them."""
+    return [jnp.asarray(leaf.astype(other.dtype)) for leaf, other in zip(leaves, others, strict=True)]
 
 
 def eps_of(dtype) -> float:
