@@ -134,11 +134,12 @@ def random_direction(seed, shape) -> np.ndarray:
 
 
 def judge_by_differences(
-    fn, by_hand, args, *, seed, stopped=(), names=None, accuracy=DIFFERENCE_TOLERANCE
+    fn, by_hand, args, *, seed, stopped=(), names=None, accuracy=DIFFERENCE_TOLERANCE, rounding=True
 ) -> tuple[Row, ...]:
     """Rows, one per leaf of `args[0]`, without `jax.grad` to compare with. In their own dtype, rounding may cost more.
 
-    How much more is measured: by the change of the gradient if each number is moved by its eps.
+    How much more is measured: by the change of the gradient if each number is moved by its eps. Without `rounding`, the
+    gradient is judged in float64 alone.
     """
     value_of = as_one_program(fn)
     with enable_x64(True):
@@ -165,7 +166,7 @@ def judge_by_differences(
             row = row or along_entries(name, moves, i, got64[i], seed, accuracy)
         error = error_in_eps(own, got64[i], eps)
         allowed = max(eps**-0.5, accuracy / eps, MOVES_ALLOWED * error_in_eps(moved64[i], got64[i], eps))
-        if row.ok and AT_KINKS not in row.rungs and error > allowed:
+        if rounding and row.ok and AT_KINKS not in row.rungs and error > allowed:
             fault = f"in {jnp.result_type(own)} it is {relative(error * eps)} from itself in float64; "
             fault += f"moving each number by its eps changes {relative(allowed * eps / MOVES_ALLOWED)}"
             row = row._replace(ok=False, error=error, fault=f"{fault}: are sums accumulated in it?", eps=eps)

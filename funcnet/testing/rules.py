@@ -215,7 +215,7 @@ class _Reverse(NamedTuple):
             {"seed": seed, "stopped": stopped, "names": point.names},
         )  # fmt: skip
 
-    def rows(self, v) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    def rows(self, v, *, rounding=True) -> tuple[tuple[Row, ...], tuple[str, ...]]:
         """A row for each floating argument."""
         args, accuracy = (self.point.floating, v), self.accuracy
         if self.by_reference is None and not self.wide:
@@ -224,7 +224,8 @@ class _Reverse(NamedTuple):
             return tuple(verdict(name, np.shape(leaf), False, "", fault) for name, leaf in named), ()
         if self.by_reference is None:
             accuracy = max(DIFFERENCE_TOLERANCE, accuracy)
-            return judge_by_differences(self.weighted, self.by_rule, args, accuracy=accuracy, **self.settings), ()
+            settings = {"accuracy": accuracy, "rounding": rounding, **self.settings}
+            return judge_by_differences(self.weighted, self.by_rule, args, **settings), ()
         eps = max(eps_of(jnp.result_type(leaf)) for leaf in self.point.floating)
         rows, notes = judge(
             self.weighted, self.by_reference, self.by_rule, args,
@@ -237,7 +238,7 @@ class _Reverse(NamedTuple):
         """A row for cotangents with a single 1: in a sum over all outputs, an error in a few may be small."""
         places = _places(self.point.value, rng)
         for j, index in places:
-            rows, _ = self.rows(_single(self.point.value, j, index))
+            rows, _ = self.rows(_single(self.point.value, j, index), rounding=False)  # one output may be saturated
             if wrong := [row for row in rows if not row.ok]:
                 fault = f"for output {j} at {index}: {wrong[0].leaf}: {wrong[0].fault}"
                 return [verdict("cotangents of one 1", (), False, f"{len(places)} of them", fault)]
