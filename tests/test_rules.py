@@ -41,7 +41,7 @@ SAID = {  # one mistake of each function, and what the report says of it
     ("Pallas product", "bfloat16", "sums rounded at each step"): "are sums accumulated in half precision",
 }
 ROWS = {row[:3]: row for row in rules.rows()}
-QUICK = ("layer norm", "attention in chunks", "embedding", "straight-through", "Pallas product")
+QUICK = ("layer norm", "embedding", "straight-through")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_forward_mode():
     assert "forward mode: TypeError: can't apply forward-mode" in str(report)
 
 
-@pytest.mark.parametrize("slope", [0.0, pytest.param(1.0, marks=pytest.mark.slow), 0.5, -0.1])
+@pytest.mark.parametrize("slope", [0.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1.0, 0.5)), -0.1])
 def test_at_a_kink_a_rule_between_the_two_sides_is_correct(slope):
     def f(x):
         return jnp.maximum(x, 0)

@@ -171,7 +171,6 @@ def _judge_behaviour(by_hand, args, compute_dtype, *, own) -> tuple[Row, ...]:
         return tuple(rows)
     with enable_x64(True):
         params, x, y, masks, w = cast_to(args, np.float64)
-        by_hand = quick_jit(by_hand)
         batch = by_hand(params, x, y, masks, w)
         if not own:
             with jax.disable_jit():
@@ -189,6 +188,7 @@ def _judge_behaviour(by_hand, args, compute_dtype, *, own) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+@partial(quick_jit, static_argnums=0)
 def _of_samples(by_hand, params, x, y, masks):
     return jax.vmap(by_hand, (None, 0, 0, 0, None))(params, x, y, masks, None)
 
