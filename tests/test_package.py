@@ -40,7 +40,7 @@ PARTS = {
                  "stablehlo", "__init__"],
     "checkpoints": ["fingerprints", "leaves", "damage", "notes", "__init__"],
     "testing": ["trees", "causes", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
-                "point", "suspects", "behaviour", "rules", "__init__", "__main__"],
+                "point", "suspects", "behaviour", "derivatives", "reverse", "forward", "rules", "__init__", "__main__"],
 }  # fmt: skip
 # Only others use them.
 INTERNAL = {"arguments", "batches", "calls", "clipping", "described", "extras", "files", "sweeps", "table"}

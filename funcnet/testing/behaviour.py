@@ -118,7 +118,7 @@ def _again(kind, operator, f, floating, pair) -> Row:
     same = all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
     if kind == "vjp":
         value, pullback = jax.vjp(f, floating)
-        jax.vjp(f, [(np.asarray(leaf) * 1.5).astype(jnp.result_type(leaf)) for leaf in floating])
+        jax.vjp(f, [(np.asarray(leaf) * 1.01).astype(jnp.result_type(leaf)) for leaf in floating])
         late = as_arrays(pullback(cast_like(v, value))[0])
         if same and not all(a.tobytes() == b.tobytes() for a, b in zip(first, late, strict=True)):
             fault = "another call between the two passes changes it: the rule keeps residuals outside itself"

@@ -16,7 +16,7 @@ from funcnet.network import check_is_activation, check_is_loss
 from funcnet.testing.differences import DIFFERENCE_TOLERANCE, central_difference, judge_by_differences
 from funcnet.testing.kinks import find_kinks, slope_of
 from funcnet.testing.ladder import judge
-from funcnet.testing.report import Report, Row, leaf_row, name_of, nan_is_wrong, structure_rows, verdict
+from funcnet.testing.report import Report, Row, leaf_row, name_of, nan_is_wrong, raise_if_wrong, structure_rows, verdict
 from funcnet.testing.trees import (
     as_arrays,
     as_one_program,
@@ -209,9 +209,7 @@ def assert_tree_close(a: Any, b: Any, eps_multiple: float = 16.0) -> None:
     if not rows:
         leaves = zip(leaf_names(b), jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
         rows = tuple(_closeness(name, got, want, eps_multiple) for name, got, want in leaves)
-    report = Report("trees", rows)
-    if not report.ok:
-        raise AssertionError(str(report))
+    raise_if_wrong(Report("trees", rows))
 
 
 def _closeness(name, got, want, eps_multiple) -> Row:

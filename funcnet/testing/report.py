@@ -76,6 +76,13 @@ def relative(error: float) -> str:
     return "not finite" if not math.isfinite(error) else f"{error:.0%}" if error >= 0.01 else f"{error:.2g}"
 
 
+def raise_if_wrong(report) -> None:
+    """Raise an `AssertionError` with the report, if it is not ok."""
+    __tracebackhide__ = True  # pytest then points at the caller
+    if not report.ok:
+        raise AssertionError(str(report))
+
+
 def verdict(name, shape, ok, rungs, fault) -> Row:
     """A row that is either correct or wrong, without a size of the error."""
     return Row(name, shape, 0.0 if ok else math.inf, ok, rungs, "" if ok else fault)

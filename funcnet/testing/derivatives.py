@@ -1,0 +1,113 @@
+"""`J^T v` and `J u` as functions, and what the checks of both have in common."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnet.testing.report import Row, leaf_row, structure_rows, verdict
+from funcnet.testing.trees import as_arrays, cast_like, cast_to, enable_x64, eps_of, narrowest
+
+SPARSE = 4  # cotangents, or tangents of an argument, with a single 1
+ROUNDINGS, IN_HALF = 64.0, 4.0  # eps that are allowed in any case; fewer where an eps is 0.1% or 1%
+
+
+def reverse(f):
+    """`(floating, v) -> J^T v`."""
+
+    def pull(floating, v):
+        value, pullback = jax.vjp(f, floating)
+        return pullback(cast_like(v, value))[0]
+
+    return pull
+
+
+def forward(f):
+    """`(floating, u) -> J u`."""
+    return lambda floating, u: jax.jvp(f, (floating,), (u,))[1]
+
+
+def values_agree(value, reference, point) -> list[Row]:
+    """A row for the value of the forward pass, and one for that of the reference."""
+    rows = [*_compared("forward pass", value, point.value, "the value without differentiation")]
+    if reference is not None:
+        rows += _compared("value", point.value, point.call(reference)(point.floating), "reference")
+    return rows
+
+
+def _compared(name, got, want, with_what) -> tuple[Row, ...]:
+    """A row if two values differ by more than rounding, or in structure."""
+    if rows := structure_rows(list(got), list(want)):
+        return tuple(row._replace(leaf=f"{name}, {row.leaf}") for row in rows)
+    wrong = []
+    for j, (g, w) in enumerate(zip(as_arrays(list(got)), as_arrays(list(want)), strict=True)):
+        eps = eps_of(w.dtype)
+        row = leaf_row(f"{name}, output {j}", g, w, eps**-0.5, eps, with_what)
+        wrong += [] if row.ok else [row]
+    return tuple(wrong) or (verdict(name, (), True, f"equals {with_what}", ""),)
+
+
+def in_float64_all_the_way(kind, f, reference, args) -> tuple[bool, str]:
+    """Whether function and reference compute in float64 alone, if their arguments are float64, and if not, why."""
+    wide, why = _computes_in_float64(kind(f), args)
+    if reference is None:
+        return wide, why
+    exact, cause = _computes_in_float64(kind(reference), args)
+    if "does not run" in cause:
+        raise ValueError(f"reference: {cause}, expected plain JAX for arrays of any floating dtype")
+    return wide and exact, why or f"the reference: {cause}"
+
+
+def _computes_in_float64(operator, args) -> tuple[bool, str]:
+    """Whether it does, if its arguments are float64, and if not, why."""
+    with enable_x64(True):
+        try:
+            eps = narrowest(operator, *cast_to(args, np.float64))
+        except Exception as error:  # any error of a user's function in another dtype
+            return False, f"it does not run in float64 ({in_words(error)})"
+    wide = eps <= eps_of(np.float64)
+    return wide, "" if wide else "it computes in less than float64 inside"
+
+
+def random_like(leaves, rng) -> list[np.ndarray]:
+    """Dense random numbers."""
+    return [rng.normal(size=np.shape(leaf)).astype(jnp.result_type(leaf)) for leaf in leaves]
+
+
+def places(leaves, rng) -> list[tuple[int, tuple[int, ...]]]:
+    """A few entries of a list of arrays; none if there is only one."""
+    sizes = np.array([np.size(leaf) for leaf in leaves])
+    if sizes.sum() <= 1:
+        return []
+    flat = rng.choice(sizes.sum(), min(SPARSE, sizes.sum()), replace=False)
+    ends = sizes.cumsum()
+    js = np.searchsorted(ends, flat, side="right")
+    offsets = flat - (ends - sizes)[js]
+    return [
+        (int(j), tuple(map(int, np.unravel_index(k, np.shape(leaves[j]))))) for j, k in zip(js, offsets, strict=True)
+    ]
+
+
+def single(leaves, j, index) -> list[np.ndarray]:
+    """Zeros, and a single 1."""
+    zeros = [np.zeros(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    zeros[j][index] = 1
+    return zeros
+
+
+def roundings(eps) -> float:
+    """How many eps are allowed before it is measured what rounding costs."""
+    return ROUNDINGS if eps < 1e-4 else IN_HALF
+
+
+def without_reference(why) -> str:
+    """What a report says if differences cannot judge either."""
+    return f"cannot be judged: {why}, and differences need float64: pass the same function in plain JAX as reference="
+
+
+def in_words(error) -> str:
+    """The first lines of a user's error."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    remedy = (
+        "; check_gradients takes functions in NumPy" if isinstance(error, jax.errors.TracerArrayConversionError) else ""
+    )
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"[:400] + remedy

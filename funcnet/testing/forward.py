@@ -1,0 +1,115 @@
+"""Forward mode: the tangents of one argument at a time, against a reference and differences."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from funcnet.testing.behaviour import behaviour
+from funcnet.testing.derivatives import (
+    forward,
+    in_float64_all_the_way,
+    in_words,
+    places,
+    random_like,
+    roundings,
+    single,
+    values_agree,
+    without_reference,
+)  # fmt: skip
+from funcnet.testing.differences import DIFFERENCE_TOLERANCE, central_difference
+from funcnet.testing.ladder import FLOAT64_TOLERANCE, NOISE_ALLOWANCE
+from funcnet.testing.report import Row, error_in_eps, leaf_row, relative, verdict
+from funcnet.testing.trees import as_arrays, as_one_program, cast_to, enable_x64, eps_of
+
+
+def check_forward(fn, reference, point, accuracy, seed) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The rows and notes of `check_jvp`."""
+    f, rng = point.call(fn), np.random.default_rng(seed)
+    u, w = random_like(point.floating, rng), random_like(point.floating, rng)
+    try:
+        value, _ = jax.jvp(f, (point.floating,), (u,))
+    except Exception as error:  # any error of a user's rule
+        return (verdict("forward mode", (), False, "", in_words(error)),), ()
+    rows = values_agree(value, reference, point)
+    if not all(row.ok for row in rows):
+        return tuple(rows), ()
+    push = forward(f)
+    by_reference = reference and point.call(reference)
+    wide, why = in_float64_all_the_way(forward, f, by_reference, (point.floating, u))
+    if reference is None and not wide:
+        fault = without_reference(why)
+        return (verdict("tangents", (), False, "", fault),), ()
+    by_reference = by_reference and forward(by_reference)
+    judged = []
+    for i, (name, leaf) in enumerate(zip(point.names, point.floating, strict=True)):
+        tangents = {"dense": u[i]} | {
+            f"a single 1 at {index}": single([leaf], 0, index)[0] for _, index in places([leaf], rng)
+        }
+        for kind, tangent in tangents.items():
+            alone = [tangent if k == i else np.zeros_like(other) for k, other in enumerate(u)]
+            # One entry may belong to a saturated output, which rounding leaves few digits.
+            row = _tangent_row(
+                name, f, push, by_reference, point.floating, alone, wide, accuracy or 0.0, rounding=kind == "dense"
+            )
+            row = row._replace(shape=np.shape(leaf))
+            if kind == "dense":
+                judged.append(row)
+            elif not row.ok and judged[-1].ok:
+                judged[-1] = row._replace(fault=f"for {kind}: {row.fault}")
+    more, about = behaviour("jvp", push, f, point.floating, (u, w), judged, wide, accuracy)
+    return (*judged, *rows, *more), about if wide else (*about, f"{why}: judged in the dtype of the arguments")
+
+
+def _tangent_row(name, f, push, by_reference, floating, u, wide, accuracy, *, rounding) -> Row:
+    """A row for the tangent of one argument: the worst of the outputs, against the reference and differences."""
+    got, program = as_arrays(push(floating, u)), as_one_program(push)
+    with enable_x64(True):
+        args64 = cast_to((floating, u), np.float64)
+        got64 = as_arrays(program(*args64)) if wide else [np.asarray(g, np.float64) for g in got]
+        want64 = None if by_reference is None else as_arrays(as_one_program(by_reference)(*args64))
+    rows = []
+    for j, own in enumerate(got):
+        eps = eps_of(own.dtype)
+        if want64 is not None:
+            with enable_x64(own.dtype == np.float64):
+                narrow = np.asarray(as_one_program(by_reference)(floating, u)[j])
+            allowed = max(roundings(eps), NOISE_ALLOWANCE * error_in_eps(narrow, want64[j], eps), accuracy / eps)
+            rows.append(leaf_row(name, own, want64[j], allowed, eps, "reference"))
+            if wide:
+                double = max(FLOAT64_TOLERANCE, accuracy) / eps_of(np.float64)
+                rows.append(leaf_row(name, got64[j], want64[j], double, eps_of(np.float64), "reference in float64"))
+    if wide:
+        rows += _by_slopes(name, f, got64, args64, max(DIFFERENCE_TOLERANCE, accuracy))
+        for own, exact in zip(got, got64, strict=True):
+            eps = eps_of(own.dtype)
+            if rounding and want64 is None and error_in_eps(own, exact, eps) > eps**-0.5:
+                fault = f"in {own.dtype} it is {relative(error_in_eps(own, exact, eps) * eps)} from itself in float64"
+                rows.append(verdict(name, (), False, "", fault))
+    worst = min(rows, key=lambda row: (row.ok, -row.error * (row.eps or 1.0)))
+    rungs = ", ".join(dict.fromkeys(row.rungs for row in rows if row.rungs))
+    return worst._replace(rungs=rungs)
+
+
+def _by_slopes(name, f, got64, args64, accuracy) -> list[Row]:
+    """A row for each output: the tangent against the difference along it, or at a kink between its two sides."""
+    (floating, u), program, eps = args64, as_one_program(f), eps_of(np.float64)
+
+    def at(t, j):
+        with enable_x64(True):
+            return np.asarray(program([leaf + t * by for leaf, by in zip(floating, u, strict=True)])[j])
+
+    rows = []
+    for j, got in enumerate(got64):
+        slope, noise = central_difference(partial(at, j=j))
+        size = max(np.abs(slope).max(initial=0.0), np.abs(got).max(initial=0.0), 1e-300)
+        h, doubt = 1e-7, noise > accuracy * size  # near a kink: between the two sides
+        sides = (at(0.0, j) - at(-h, j)) / h, (at(h, j) - at(0.0, j)) / h
+        low, high = np.minimum(*sides) - 1e-5 * size, np.maximum(*sides) + 1e-5 * size
+        want = np.where(doubt, np.clip(got, low, high), slope)
+        row = leaf_row(name, got, want, accuracy / eps, eps, "")
+        rungs = f"differences {relative(row.error * eps)}" + (
+            f" ({doubt.sum()} between the sides of a kink)" if doubt.any() else ""
+        )
+        rows.append(row._replace(rungs=rungs))
+    return rows
