@@ -90,6 +90,20 @@ def test_without_a_reference_differences_name_the_cause_too():
     assert [row.leaf for row in report.rows if not row.ok] == ["args[1]"]
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        (["square", "product", "bell", "square"], "float32", False, 3),  # a factor underflows
+        (["product", "product", "tanh"], "float32", False, 0),  # one output is saturated
+        (["bias", "relu", "logistic", "relu"], "bfloat16", True, 8997),  # a tie stays one where all is scaled
+    ],
+    ids=["underflow", "saturated", "tie"],
+)
+def test_what_was_rejected_by_mistake_passes(case):
+    report = random_rules.check(*case)
+    assert report.ok, str(report)
+
+
 @pytest.mark.slow
 def test_no_random_correct_rule_is_rejected(capsys):
     assert random_rules.main(cases=25, seed_of_all=3) == 0

@@ -86,6 +86,16 @@ def composed(steps, x, w):
     return x
 
 
+def check(names, dtype, referred, numbers) -> testing.Report:
+    """The report on a composition of `STEPS`, with or without a reference, at random numbers from that seed."""
+    rng = np.random.default_rng(numbers)
+    with testing.enable_x64(dtype == "float64"):
+        x, w = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((4, 5), (5, 5)))
+        fn = partial(composed, [with_rule(*STEPS[name]) for name in names])
+        reference = partial(composed, [STEPS[name][0] for name in names]) if referred else None
+        return testing.check_vjp(fn, x, w, reference=reference)
+
+
 def main(*, cases: int = 2000, seed_of_all: int = 0) -> int:
     """Print the rejected rules; return 1 if there are any."""
     seen, rejected, start = Counter(), 0, time.perf_counter()
@@ -99,12 +109,7 @@ def main(*, cases: int = 2000, seed_of_all: int = 0) -> int:
     )  # fmt: skip
     def judged(names, dtype, referred, numbers):
         nonlocal rejected
-        rng = np.random.default_rng(numbers)
-        with testing.enable_x64(dtype == "float64"):
-            x, w = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((4, 5), (5, 5)))
-            fn = partial(composed, [with_rule(*STEPS[name]) for name in names])
-            reference = partial(composed, [STEPS[name][0] for name in names]) if referred else None
-            report = testing.check_vjp(fn, x, w, reference=reference)
+        report = check(names, dtype, referred, numbers)
         seen[dtype] += 1
         if not report:
             rejected += 1
