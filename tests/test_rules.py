@@ -166,6 +166,10 @@ def test_at_a_kink_a_rule_between_the_two_sides_is_correct(slope):
     for reference in (None, f):
         report = check_vjp(rules.with_rule(f, lambda x: (f(x), x), backward), x, reference=reference)
         assert report.ok == (0 <= slope <= 1), str(report)
+    forward = jax.custom_jvp(f)
+    forward.defjvp(lambda primals, tangents: (f(*primals), backward(*primals, *tangents)[0]))
+    report = check_jvp(forward, x)
+    assert report.ok == (0 <= slope <= 1), str(report)
 
 
 def test_what_cannot_be_judged_says_so():
@@ -205,7 +209,8 @@ def test_a_solver_s_own_accuracy():
 
 def test_where_jax_looks_for_nan_or_does_not_compile():
     with jax.debug_nans(True):
-        assert check_vjp(scale(), X, W).ok
+        report = check_vjp(jnp.arcsin, jnp.full(12, 0.99))  # moved by 1%, it is outside the domain
+        assert report.ok, str(report)
         assert not check_vjp(lambda x: jnp.where(x > 0, jnp.sqrt(x), 0.0), jnp.array([0.0, 4.0])).ok
     with jax.disable_jit():
         assert check_vjp(jnp.sin, jnp.arange(3.0)).ok
@@ -217,7 +222,7 @@ def test_a_gradient_that_is_nan_is_wrong():
 
     for reference in (None, f):
         report = check_vjp(f, jnp.array([0.0, 4.0]), reference=reference)
-        assert not report.ok
+        assert row_of(report, "args[0]").fault == "it is NaN, which a gradient never is"
 
 
 COUNT = [0]
@@ -256,6 +261,14 @@ def test_a_rule_that_differs_under_jit():
 
     report = check_vjp(rules.with_rule(jnp.sin, lambda x: (jnp.sin(x), x), backward), X)
     assert [row.leaf for row in report.rows if not row.ok] == ["jit"]
+
+
+def test_a_mistake_in_one_small_output_is_noticed():
+    def f(x):
+        return jnp.stack([1e12 * x, x])
+
+    report = check_vjp(rules.with_rule(f, lambda x: (f(x), None), lambda _, v: (1e12 * v[0] + 2 * v[1],)), X)
+    assert "cotangents of one 1" in [row.leaf for row in report.rows if not row.ok]
 
 
 def test_static_arguments_are_bound():

@@ -1,5 +1,7 @@
 """`J^T v` and `J u` as functions, and what the checks of both have in common."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,13 @@ def _compared(name, got, want, with_what) -> tuple[Row, ...]:
         row = leaf_row(f"{name}, output {j}", g, w, eps**-0.5, eps, with_what)
         wrong += [] if row.ok else [row]
     return tuple(wrong) or (verdict(name, (), True, f"equals {with_what}", ""),)
+
+
+@contextlib.contextmanager
+def in_float64(wide):
+    """A block in float64, with the cast to it; if not `wide`, neither."""
+    with enable_x64(True) if wide else contextlib.nullcontext():
+        yield lambda tree: cast_to(tree, np.float64) if wide else tree
 
 
 def in_float64_all_the_way(kind, f, reference, args) -> tuple[bool, str]:

@@ -8,6 +8,7 @@ import numpy as np
 from funcnet.testing.behaviour import behaviour
 from funcnet.testing.derivatives import (
     forward,
+    in_float64,
     in_float64_all_the_way,
     in_words,
     places,
@@ -16,7 +17,7 @@ from funcnet.testing.derivatives import (
     single,
     values_agree,
     without_reference,
-)  # fmt: skip
+)
 from funcnet.testing.differences import DIFFERENCE_TOLERANCE, central_difference
 from funcnet.testing.ladder import FLOAT64_TOLERANCE, NOISE_ALLOWANCE
 from funcnet.testing.report import Row, error_in_eps, leaf_row, relative, verdict
@@ -48,10 +49,10 @@ def check_forward(fn, reference, point, accuracy, seed) -> tuple[tuple[Row, ...]
         }
         for kind, tangent in tangents.items():
             alone = [tangent if k == i else np.zeros_like(other) for k, other in enumerate(u)]
-            # One entry may belong to a saturated output, which rounding leaves few digits.
-            row = _tangent_row(
-                name, f, push, by_reference, point.floating, alone, wide, accuracy or 0.0, rounding=kind == "dense"
-            )
+            # A single 1 in float64, where it can be: one output may be saturated, and rounding leaves it few digits.
+            with in_float64(wide and kind != "dense") as widened:
+                at = widened((point.floating, alone))
+                row = _tangent_row(name, f, push, by_reference, *at, wide, accuracy or 0.0)
             row = row._replace(shape=np.shape(leaf))
             if kind == "dense":
                 judged.append(row)
@@ -61,7 +62,7 @@ def check_forward(fn, reference, point, accuracy, seed) -> tuple[tuple[Row, ...]
     return (*judged, *rows, *more), about if wide else (*about, f"{why}: judged in the dtype of the arguments")
 
 
-def _tangent_row(name, f, push, by_reference, floating, u, wide, accuracy, *, rounding) -> Row:
+def _tangent_row(name, f, push, by_reference, floating, u, wide, accuracy) -> Row:
     """A row for the tangent of one argument: the worst of the outputs, against the reference and differences."""
     got, program = as_arrays(push(floating, u)), as_one_program(push)
     with enable_x64(True):
@@ -83,7 +84,7 @@ def _tangent_row(name, f, push, by_reference, floating, u, wide, accuracy, *, ro
         rows += _by_slopes(name, f, got64, args64, max(DIFFERENCE_TOLERANCE, accuracy))
         for own, exact in zip(got, got64, strict=True):
             eps = eps_of(own.dtype)
-            if rounding and want64 is None and error_in_eps(own, exact, eps) > eps**-0.5:
+            if want64 is None and error_in_eps(own, exact, eps) > eps**-0.5:
                 fault = f"in {own.dtype} it is {relative(error_in_eps(own, exact, eps) * eps)} from itself in float64"
                 rows.append(verdict(name, (), False, "", fault))
     worst = min(rows, key=lambda row: (row.ok, -row.error * (row.eps or 1.0)))

@@ -11,8 +11,6 @@ import numpy as np
 from funcnet.testing.causes import likely_cause
 from funcnet.testing.trees import leaf_names
 
-UNDERFLOW = 1e-32  # below it, factors of a number in float32 may have become 0
-
 
 class Row(NamedTuple):
     """The verdict on one leaf."""
@@ -103,7 +101,7 @@ def error_in_eps(got, want, eps) -> float:
         return math.inf
     worst = np.abs(got[finite] - want[finite]).max(initial=0.0)
     scale = eps * np.abs(want)[finite].max(initial=0.0)
-    return 0.0 if worst == 0 or (eps > 1e-10 and worst < UNDERFLOW) else worst / scale if scale else math.inf
+    return 0.0 if worst == 0 else worst / scale if scale else math.inf
 
 
 def fault_of(got, want, allowed, eps) -> str:
