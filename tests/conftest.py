@@ -28,6 +28,7 @@ os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share
 import jax
 import pytest
 
+gc.set_threshold(20_000, 20, 20)  # tracing makes many objects that stay: to look at them more often takes 3% of the time
 # The environment comes too late for a jax that a plugin has imported before.
 jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -103,6 +104,14 @@ def on_eight_devices(request, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda *_: len(cpus))
     with jax.default_device(cpus[0]):
         yield
+
+
+@pytest.fixture
+def optimized():
+    """For whole epochs of MNIST it is quicker to compile as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0")
 
 
 @pytest.fixture

@@ -633,7 +633,8 @@ def test_compute_dtype():
 
 
 @pytest.mark.mnist
-def test_the_script_on_mnist(mnist, tmp_path, capsys):
+@pytest.mark.slow
+def test_the_script_on_mnist(mnist, optimized, tmp_path, capsys):
     per_sample_mnist.adversarial(epochs=1, seeds=1, out=tmp_path / "adversarial.png")
     per_sample_mnist.hardest(epochs=1, seeds=1, out=tmp_path / "hardest.png")
     per_sample_mnist.private(epochs=1, seeds=1, validation=1000)

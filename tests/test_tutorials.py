@@ -4,7 +4,6 @@ The NumPy is in the tutorials' own convention (samples are columns, `W` is `(n_o
 batch) and shares nothing with funcnet.
 """
 
-import os
 import re
 import runpy
 import sys
@@ -154,14 +153,6 @@ def test_its_step_is_gradient_descent():
     new, loss = mnist_from_scratch.step(params, x, y)
     testing.assert_tree_close(new, state.params)
     testing.assert_tree_close(loss, metrics.loss)
-
-
-@pytest.fixture
-def optimized():
-    """For ten epochs of MNIST it is quicker to compile as users do."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0")
 
 
 @pytest.mark.mnist
@@ -335,7 +326,8 @@ def test_the_new_loss_minds_outliers_less():
 
 
 @pytest.mark.mnist
-def test_ten_hidden_units_by_gradient_descent(mnist):
+@pytest.mark.slow
+def test_ten_hidden_units_by_gradient_descent(mnist, optimized):
     """85% in training and 84% held out: 84% to 87% on both, in three seeds.
 
     That is said of 41,000 images; 12,000 give the same to 0.3%, in a quarter of the time.
@@ -403,6 +395,7 @@ def test_a_sweep_tries_every_value_with_every_other():
     np.testing.assert_allclose(scores[:, 0, 0, 0], sweep.SMALL.rates, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_network_of_a_sweep_is_as_by_itself():
     x, y = jax.random.uniform(jax.random.key(0), (64, 12)), jnp.arange(64) % 10
     of_each = jnp.array([0.01, 0.1]), jnp.array([0.0, 0.5]), jnp.array([0.0, 1.0]), jnp.array([3, 4])
@@ -418,9 +411,9 @@ def test_a_network_of_a_sweep_is_as_by_itself():
     testing.assert_tree_close(jax.tree.map(lambda leaf: leaf[1], networks), state.params)
 
 
-@pytest.mark.mnist
-@pytest.mark.parametrize("script", [forward_pass, three_tasks, any_loss, maximum_likelihood], ids=lambda s: s.__name__)
-def test_a_script_prints_its_table_and_draws_its_picture(script, tmp_path, capsys, mnist):
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [three_tasks, any_loss, maximum_likelihood], ids=lambda s: s.__name__)
+def test_a_script_prints_its_table_and_draws_its_picture(script, tmp_path, capsys):
     script.main(out=tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert "picture.png" in capsys.readouterr().out

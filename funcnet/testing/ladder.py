@@ -20,7 +20,6 @@ from funcnet.testing.trees import (
     enable_x64,
     eps_of,
     leaf_names,
-    quick_jit,
 )
 
 NOISE_ALLOWANCE = 8.0  # times jax.grad's own rounding error
@@ -108,17 +107,13 @@ def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.n
     def gradients(leaves):
         return jax.tree.leaves(reference(jax.tree.unflatten(tree, leaves), *args[1:]))
 
-    compiled = quick_jit(gradients)
+    program = as_one_program(gradients)
 
     def of_leaf(i):
         def at(moved, entries):
             with enable_x64(moved.dtype == np.float64):
                 there = [*leaves[:i], jax.device_put(moved), *leaves[i + 1 :]]
-                try:
-                    found = compiled(there)[i]
-                except Exception:  # it branches on values
-                    found = gradients(there)[i]
-            return np.asarray(found).ravel()[entries]
+                return np.asarray(program(there)[i]).ravel()[entries]
 
         return at
 

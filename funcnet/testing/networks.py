@@ -61,7 +61,7 @@ def check_backward(
     """
     check_network(network)
     args = _as_rows(params, x, y, network, masks, sample_weight)
-    fn, reference = partial(_objective, network), partial(_jax_gradient, network)
+    fn, reference = _of_network(network)
     by_hand = _hand_written(backward, network)
     settings = {"tolerance": _tolerance(len(params)), "seed": seed, "compute_dtype": network.compute_dtype}
 
@@ -258,6 +258,12 @@ def _objective(network, params, x, y, masks, sample_weight):
 
 
 _jax_gradient = jax.jit(jax.grad(_objective, argnums=1))
+
+
+@functools.lru_cache(64)
+def _of_network(network):
+    """The objective and its gradient by JAX: the same two functions for the same network, so compiled once."""
+    return partial(_objective, network), partial(_jax_gradient, network)
 
 
 @functools.lru_cache(64)
