@@ -28,7 +28,6 @@ os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share
 import jax
 import pytest
 
-gc.set_threshold(20_000, 20, 20)  # tracing makes many objects that stay: looking at them less saves 3%
 # The environment comes too late for a jax that a plugin has imported before.
 jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0")
 jax.config.update("jax_numpy_rank_promotion", "raise")
