@@ -86,9 +86,9 @@ def after_a_file(request):
 
 @pytest.fixture(autouse=True)
 def in_little_memory():
-    """Also within a long file, from 1.1 GB on."""
+    """Also within a long file, from 1 GB on."""
     yield
-    if held() > max(1.1e9, STAYS[0] + 2e8):
+    if held() > max(1e9, STAYS[0] + 2e8):
         let_go()
 
 
