@@ -40,6 +40,10 @@ __all__ = [
 Augment = Callable[..., tuple[Array, Array, Array | None]]  # (key, params, x, y, weights, network) -> x, y, weights
 MakeMasks = Callable[[Array, Params, tuple[int, ...]], Any]  # (key, params, batch_shape) -> masks
 
+# On a CPU one network of 2.5 MB keeps two cores and their caches busy. Networks of 0.1 to 1.2 MB took 0.77 to 0.99 of
+# their time in turn when there were four at a time, and eight at a time were no faster.
+SIDE_BY_SIDE, SMALL = 4, 1.25e6
+
 
 class TrainState(NamedTuple):
     """The values that a step changes."""
@@ -322,7 +326,7 @@ def make_prebatched_epoch(
 
 
 def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` for several networks in one program: by `vmap`, or on a CPU, which one network keeps busy, one by one.
+    """`fn` for several networks in one program: by `vmap`, or on a CPU in turn, small networks four at a time.
 
     The program is compiled for the device that its arguments are on, whatever JAX's default device is.
 
@@ -338,10 +342,13 @@ def for_each(fn: Callable[..., Any]) -> Callable[..., Any]:
     (5, 4, 3)
     """
 
-    def one_by_one(*args):
-        return jax.lax.map(lambda member: fn(*member), args)
+    def few_at_a_time(*args):
+        leaves = jax.tree.leaves(args)
+        n, size = len(leaves[0]), sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        together = SIDE_BY_SIDE if size <= n * SMALL and n % SIDE_BY_SIDE == 0 else None
+        return jax.lax.map(lambda member: fn(*member), args, batch_size=together)
 
-    return lambda *args: jax.lax.platform_dependent(*args, cpu=one_by_one, default=jax.vmap(fn))
+    return lambda *args: jax.lax.platform_dependent(*args, cpu=few_at_a_time, default=jax.vmap(fn))
 
 
 def _scan(step, n, state, plan, *data) -> tuple[TrainState, Metrics]:

@@ -1,6 +1,8 @@
 """An epoch against the same epoch as a Python loop over NumPy batches, and under every transformation."""
 
 import collections
+import itertools
+import re
 from functools import partial
 
 import jax
@@ -380,13 +382,19 @@ def test_networks_side_by_side_are_each_as_by_itself(data):
         in_turn = "stablehlo.while" in traced.lower(lowering_platforms=(platform,)).as_text()
         assert in_turn == (platform == "cpu")
 
+    def together(n, size):
+        program = jax.jit(training.for_each(jnp.sin)).trace(jnp.ones((n, size))).lower().as_text()
+        return int(re.search(r"stablehlo.sine .* : tensor<(?:(\d+)x)?\d+xf32>", program)[1] or 1)
+
+    assert [together(*shape) for shape in ((8, 250), (6, 250), (8, 700_000))] == [4, 1, 1]
+
     def run(key):
         state = training.init_state(funcnet.init(key, (6, 9, 4)), sgd(0.1))
         return training.make_epoch(sgd(0.1), batch_size=5)(state, key, *data)[0].params
 
-    keys = jax.random.split(jax.random.key(0), 3)
-    many, alone = jax.jit(training.for_each(run))(keys), jax.jit(run)
-    for i, key in enumerate(keys):
+    keys, alone = jax.random.split(jax.random.key(0), 4), jax.jit(run)
+    for n, i in itertools.product((3, 4), range(3)):
+        many, key = jax.jit(training.for_each(run))(keys[:n]), keys[i]
         assert max(oracle.errors_in_eps(jax.tree.map(lambda leaf, i=i: leaf[i], many), alone(key))) <= 16
 
 

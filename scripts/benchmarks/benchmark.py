@@ -244,7 +244,7 @@ def distortion_suite(seconds: float) -> Iterator[Row]:
 def sweep_suite(seconds: float) -> Iterator[Row]:
     """Sixteen networks, an epoch of 15,000 images each: in turn, and as one program through `vmap`. All at once the
     weights of wide networks are more than the caches hold, and each step fetches them from memory; so also four at a
-    time, by `jax.lax.map`, and by `training.for_each`, which takes them one by one on a CPU.
+    time, by `jax.lax.map`, and by `training.for_each`, which does that with small ones on a CPU.
     """
     x, y = (jnp.asarray(v[:15_000]) for v in datasets.load_mnist().train)
     optimizer = funcnet.sgd(RATE)
