@@ -18,6 +18,7 @@ import numpy as np
 import peers
 import pytest
 import timing
+from mnist.settings import from_command_line
 
 import funcnet
 
@@ -151,9 +152,22 @@ def test_all_of_the_gpu_script_works_at_toy_size(tmp_path):
     out = tmp_path / "figures.json"
     subprocess.run([sys.executable, gpu.__file__, "--small", "--out", out], check=True)
     suites = json.loads(out.read_text())["suites"]
-    assert [*suites] == [*gpu.SUITES]
+    assert [*suites] == [*gpu.FIGURES]
     assert len(suites["recipes"]) == 2
     assert "funcnet" in {row["candidate"] for row in suites["epoch"]}
+
+
+@pytest.mark.slow
+def test_settings_for_a_gpu_are_tried_on_held_out_images(monkeypatch):
+    monkeypatch.setattr(gpu, "TRIALS", gpu.TRIALS[-1:])
+    rows = [*gpu.tune_suite(gpu.SMALL)]
+    assert [row.candidate.split()[-2:] for row in rows] == [["--fold", "0"], ["--fold", "1"]]
+    assert all("validation error" in row.more and "test error" not in row.more for row in rows)
+
+
+def test_the_settings_to_try_on_a_gpu_are_those_of_the_script():
+    for more in gpu.TRIALS:
+        assert from_command_line([*gpu.LARGE.recipe, *more]).recipe == "distort-large"
 
 
 def test_candidates_take_turns(monkeypatch):

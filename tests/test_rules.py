@@ -291,3 +291,166 @@ def test_a_report_says_the_relative_error_first():
     assert re.search(r"args\[0\] +\(4, 3\) +0.0001 ", str(report)), str(report)
     report = check_vjp(lambda x: jnp.sin(2 * x), X, reference=lambda x: 2 * jnp.sin(x) * jnp.cos(x))
     assert re.search(r"\d(\.\d+)?e-\d\d \(\d(\.\d+)? eps\)", str(report))
+
+
+def with_its_own_tangent(f, tangent):
+    f = jax.custom_jvp(f)
+    f.defjvp(lambda primals, tangents: (f(*primals), tangent(*primals, *tangents)))
+    return f
+
+
+def test_tiny_values_are_judged_like_others():
+    """In SI units an energy is 1e-19: differences of such a value are not all rounding."""
+    x = jnp.arange(1.0, 4.0)
+    for factor in (2.0, 1.0, 0.0):
+        f = rules.with_rule(
+            lambda x: 1.6e-19 * x**2, lambda x: (1.6e-19 * x**2, x), lambda x, v, k=factor: (1.6e-19 * k * v * x,)
+        )
+        assert check_vjp(f, x).ok == (factor == 2)
+        tangent = with_its_own_tangent(lambda x: 1.6e-19 * x**2, lambda x, u, k=factor: 1.6e-19 * k * u * x)
+        assert check_jvp(tangent, x).ok == (factor == 2)
+
+
+def test_a_derivative_that_is_a_true_zero_may_be_rounding():
+    """That of a bias before a softmax."""
+
+    def f(x, b):
+        return jax.nn.softmax(x + b)
+
+    def narrow(x, b):
+        return f(x.astype(jnp.float32), b.astype(jnp.float32))
+
+    for args in ((jnp.arange(4.0), jnp.float32(0.3)), (jnp.float32([0.1, 1.3, -0.7]), jnp.float32(2.1))):
+        for check in (check_vjp, check_jvp):
+            for settings in ({}, {"reference": f}):
+                report = check(f, *args, **settings)
+                assert report.ok, str(report)
+            report = check(narrow, *args, reference=f)
+            assert report.ok, str(report)
+            report = check(lambda b, x=args[0]: f(x.astype(b.dtype), b), args[1])  # alone
+            assert report.ok, str(report)
+
+
+def test_random_numbers_that_depend_on_the_dtype():
+    def drop(x, key):
+        return x * jax.random.bernoulli(key, 0.5, x.shape).astype(x.dtype)
+
+    def wrong(x, key):
+        kept = jax.random.bernoulli(key, 0.5, x.shape).astype(x.dtype)
+        return with_its_own_tangent(lambda x: x * kept, lambda x, u: -3 * u * kept)(x)
+
+    x, key = jnp.arange(1.0, 9.0), jax.random.key(0)
+    for check in (check_vjp, check_jvp):
+        report = check(drop, x, key)
+        assert report.ok, str(report)
+        assert "in float64 alone: there the value is another one" in str(report)
+        assert not check(wrong, x, key).ok
+        kernel = lambda x, key: drop(x.astype(jnp.float32), key).astype(x.dtype)  # noqa: E731
+        report = check(kernel, x, key, reference=drop)
+        assert not report.ok
+        assert "from itself in float64: does it draw random numbers without a dtype?" in str(report)
+
+
+def test_what_cannot_run_in_float64_or_be_traced_says_so():
+    def in_float32(x):
+        return jax.lax.fori_loop(0, 3, lambda _, c: jnp.sin(c) * x, jnp.ones(3, jnp.float32))
+
+    assert "cannot be traced in float64 (" in str(check_vjp(in_float32, jnp.arange(3.0)))
+    branches = lambda x: jnp.sin(x) if x[0] > 0 else x  # noqa: E731
+    assert "cannot be traced in float64 (TracerBoolConversionError" in str(check_vjp(branches, jnp.ones(3)))
+    with pytest.raises(
+        ValueError, match=r"reference: it cannot be traced in float64 .* expected plain JAX that can be"
+    ):
+        check_vjp(jnp.sin, jnp.ones(3), reference=branches)
+
+
+def test_an_error_without_words():
+    def backward(x, v):
+        assert not isinstance(v, jax.core.Tracer)
+        return (v * jnp.cos(x),)
+
+    report = check_vjp(
+        rules.with_rule(jnp.sin, lambda x: (jnp.sin(x), x), backward), jnp.arange(3.0), reference=jnp.sin
+    )
+    assert "linear in cotangents: not tried, AssertionError" in str(report)
+
+
+def test_a_kernel_at_a_kink():
+    def exact(x):
+        return jnp.abs(x) * jnp.exp(x)
+
+    def backward(x, v, at_0=1.0):
+        return (v * (jnp.where(x == 0, at_0, jnp.sign(x)) + jnp.abs(x)) * jnp.exp(x),)
+
+    def narrow(x):
+        return exact(x.astype(jnp.float32)).astype(x.dtype)
+
+    for at_0, ok in ((1.0, True), (-0.5, True), (1.5, False)):
+        f = rules.with_rule(narrow, lambda x: (narrow(x), x), functools.partial(backward, at_0=at_0))
+        report = check_vjp(f, jnp.array([0.0, 1.0, 2.0]), reference=exact)
+        assert report.ok == ok, str(report)
+
+
+def test_forward_mode_of_large_values_and_at_the_edge_of_a_domain():
+    for factor in (1.0, 1.01):
+        f = with_its_own_tangent(lambda x: 1e8 + jnp.sin(x), lambda x, u, k=factor: k * jnp.cos(x) * u)
+        assert check_jvp(f, jnp.arange(6.0)).ok == (factor == 1), factor
+    edge = jnp.array([0.0, 1.0, 2.0])
+    assert check_jvp(lambda x: x**1.5, edge).ok
+    assert "the difference at (0,) leaves the domain" in str(check_vjp(lambda x: x**1.5, edge))
+    assert check_vjp(lambda x: x**1.5, edge, reference=lambda x: x**1.5).ok
+    infinite = rules.with_rule(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, v: (v * jnp.cos(x) / (x - 1),))
+    assert not check_vjp(infinite, edge).ok
+
+
+def test_a_small_argument_beside_a_large_one():
+    def backward(_, v):
+        return 1e4 * v, v * (2 if isinstance(v, jax.core.Tracer) else 1)
+
+    f = rules.with_rule(lambda x, b: 1e4 * x + b, lambda x, b: (1e4 * x + b, None), backward)
+    assert not row_of(check_vjp(f, X, X), "jit").ok
+
+
+def test_each_argument_is_judged_by_its_own_dtype():
+    def exact(x, w):
+        return jnp.sin(x.astype(w.dtype)) * jnp.sqrt(w)
+
+    def backward(kept, v, off=1e-4):
+        x, w = kept
+        return v.astype(x.dtype) * jnp.cos(x) * jnp.sqrt(w).astype(x.dtype), (1 + off) * v * jnp.sin(
+            x.astype(w.dtype)
+        ) / 2 / jnp.sqrt(w)
+
+    def check(off, **settings):
+        f = rules.with_rule(exact, lambda x, w: (exact(x, w), (x, w)), functools.partial(backward, off=off))
+        return check_vjp(
+            f, jnp.linspace(0.5, 1, 4).astype(jnp.bfloat16), jnp.arange(1.0, 5.0), reference=exact, **settings
+        )
+
+    assert not check(1e-4).ok
+    report = check(1e-4, accuracy=1e-3)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"order": 0}, "order is 0, expected 1, or 2 for"),
+        ({"order": "2"}, "order is '2', expected"),
+        ({"accuracy": -1}, "accuracy is -1, expected a relative error between 0 and 1, such as 1e-6"),
+        ({"accuracy": "1e-6"}, "accuracy is '1e-6', expected"),
+        ({"seed": -1}, "seed is -1, expected a whole number of at least 0"),
+        ({"stopped": "args[0]"}, r"stopped is 'args\[0\]', expected a list of names of arguments: \['args\[0\]'\]"),
+    ],
+)  # fmt: skip
+def test_a_bad_setting_is_named(settings, said):
+    with pytest.raises(ValueError, match=said):
+        check_vjp(jnp.sin, X, **settings)
+
+
+def test_python_s_numbers_take_the_dtype_of_the_others():
+    f = rules.with_rule(
+        lambda x, s: x * s, lambda x, s: (x * s, (x, s)), lambda kept, v: (v * kept[1], (v * kept[0]).sum())
+    )
+    report = check_vjp(f, jnp.arange(1.0, 4.0).astype(jnp.bfloat16), 2.0)
+    assert report.ok, str(report)

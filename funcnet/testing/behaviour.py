@@ -8,19 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet.testing.derivatives import ROUNDINGS, in_words, roundings
+from funcnet.testing.differences import ROUNDING_FLOOR, terms_of
 from funcnet.testing.report import Row, relative, verdict
 from funcnet.testing.trees import as_arrays, cast_like, cast_to, enable_x64, eps_of, quick_jit
 
 EXACT = 1e-9  # relative to the largest leaf, in float64
-ROUNDINGS = 64.0  # eps in a narrower dtype, at most 5%, or 8 times what the rule itself is off
 
 
-def behaviour(kind, operator, f, floating, pair, rows, wide, accuracy) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+def behaviour(kind, operator, f, point, pair, rows, wide, accuracy) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """A row for each property of `operator(floating, v)`, and notes on what could not be tried.
 
     `pair` is two cotangents or tangents, `rows` the verdicts on the arguments, `wide` whether float64 is exact.
     """
-    again = (_again(kind, operator, f, floating, pair), *_under_jit(operator, floating, pair[0], accuracy))
+    floating, terms = point.floating, max(float(terms_of(v).max(initial=0.0)) for v in point.value)
+    again = (_again(kind, operator, f, floating, pair), *_under_jit(operator, floating, pair[0], accuracy, terms))
+    # In a narrower dtype 64 eps, at most 5%, or 8 times what the rule itself is off.
     eps = [(row.eps or 0.0, row.error) for row in rows if row.ok]
     eps += [(eps_of(jnp.result_type(leaf)), 0.0) for leaf in floating]
     largest = max(max(min(ROUNDINGS * e, 0.05), 8 * error * e) for e, error in eps)
@@ -34,7 +37,8 @@ def behaviour(kind, operator, f, floating, pair, rows, wide, accuracy) -> tuple[
                 jax.jit(lambda x: jax.jvp(f, (x,), (x,))).lower(floating)
                 properties["<v, J u> = <J^T v, u>"] = _paired(operator, f)
         found, notes = _run(properties, (floating, *pair))
-    judged = [_judged(name, got, want, within) for name, (got, want) in found.items()]
+    rounding = ROUNDING_FLOOR * eps_of(np.float64) if wide else within
+    judged = [_judged(name, got, want, within, rounding, terms) for name, (got, want) in found.items()]
     return (*again, *judged), notes
 
 
@@ -96,17 +100,21 @@ def _run(properties, args):
             try:
                 found[name] = quick_jit(both)(*args)
             except Exception as error:  # e.g. no rule for batches
-                notes.append(f"{name}: not tried, {type(error).__name__}: {str(error).splitlines()[0]}"[:200])
+                notes.append(f"{name}: not tried, {in_words(error)}"[:200])
         return found, tuple(notes)
 
 
-def _judged(name, got, want, within) -> Row:
-    got, want = as_arrays(got), as_arrays(want)
-    got, want = (np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves]) for leaves in (got, want))
-    outside = np.isnan(want)  # a moved point may be outside the domain
-    size, off = (np.abs(a).max(initial=0.0, where=~outside) for a in (want, got - want))
-    ok = bool(off <= within * size) and np.array_equal(outside, np.isnan(got))
-    return verdict(name, (), ok, f"to {relative(within)}", f"{relative(off / (size or 1.0))} apart")
+def _judged(name, got, want, within, rounding, terms) -> Row:
+    """A row for two trees: each leaf `within` its own size, or to `rounding` of the largest leaf, or of the value."""
+    pairs, apart = [*zip(as_arrays(got), as_arrays(want), strict=True)], [0.0]
+    largest = max(terms, *(np.abs(w).max(initial=0.0, where=np.isfinite(w)) for _, w in pairs))
+    for g, w in pairs:
+        g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+        outside = np.isnan(w)  # a moved point may be outside the domain
+        size, off = (np.abs(a).max(initial=0.0, where=~outside) for a in (w, g - w))
+        same = np.array_equal(outside, np.isnan(g)) and off <= max(within * size, rounding * largest)
+        apart += [] if same else [off / (size or 1.0)]
+    return verdict(name, (), len(apart) == 1, f"to {relative(within)}", f"{relative(max(apart))} apart")
 
 
 def _again(kind, operator, f, floating, pair) -> Row:
@@ -124,11 +132,12 @@ def _again(kind, operator, f, floating, pair) -> Row:
     return verdict("run again", (), same, "bit for bit", "other bits: it is random, or depends on earlier calls")
 
 
-def _under_jit(operator, floating, v, accuracy) -> tuple[Row, ...]:
+def _under_jit(operator, floating, v, accuracy, terms) -> tuple[Row, ...]:
     """A row if it can be traced: the same to half the digits, since rounding may differ, and conditions be bad."""
     try:
         compiled = quick_jit(operator)(floating, v)
     except Exception:  # it branches on values, and the other properties say so
         return ()
-    within = max(max(eps_of(jnp.result_type(leaf)) for leaf in floating) ** 0.5, accuracy or 0.0)
-    return (_judged("jit", compiled, operator(floating, v), within),)
+    eps = max(eps_of(jnp.result_type(leaf)) for leaf in floating)
+    within = max(eps**0.5, accuracy or 0.0)
+    return (_judged("jit", compiled, operator(floating, v), within, roundings(eps) * eps, terms),)

@@ -9,6 +9,7 @@ import numpy as np
 from funcnet.testing.report import Row, leaf_row, structure_rows, verdict
 from funcnet.testing.trees import as_arrays, cast_like, cast_to, enable_x64, eps_of, narrowest
 
+HALF_WRONG = 0.25  # relative: no rounding that can be judged
 SPARSE = 4  # cotangents, or tangents of an argument, with a single 1
 ROUNDINGS, IN_HALF = 64.0, 4.0  # eps that are allowed in any case; fewer where an eps is 0.1% or 1%
 
@@ -28,22 +29,22 @@ def forward(f):
     return lambda floating, u: jax.jvp(f, (floating,), (u,))[1]
 
 
-def values_agree(value, reference, point) -> list[Row]:
+def values_agree(value, reference, point, accuracy) -> list[Row]:
     """A row for the value of the forward pass, and one for that of the reference."""
     rows = [*_compared("forward pass", value, point.value, "the value without differentiation")]
     if reference is not None:
-        rows += _compared("value", point.value, point.call(reference)(point.floating), "reference")
+        rows += _compared("value", point.value, point.call(reference)(point.floating), "reference", accuracy or 0.0)
     return rows
 
 
-def _compared(name, got, want, with_what) -> tuple[Row, ...]:
-    """A row if two values differ by more than rounding, or in structure."""
+def _compared(name, got, want, with_what, accuracy=0.0) -> tuple[Row, ...]:
+    """A row for each output that differs by more than rounding, or in structure; else a single one, which is ok."""
     if rows := structure_rows(list(got), list(want)):
         return tuple(row._replace(leaf=f"{name}, {row.leaf}") for row in rows)
     wrong = []
     for j, (g, w) in enumerate(zip(as_arrays(list(got)), as_arrays(list(want)), strict=True)):
         eps = eps_of(w.dtype)
-        row = leaf_row(f"{name}, output {j}", g, w, eps**-0.5, eps, with_what)
+        row = leaf_row(f"{name}, output {j}", g, w, max(eps**-0.5, accuracy / eps), eps, with_what)
         wrong += [] if row.ok else [row]
     return tuple(wrong) or (verdict(name, (), True, f"equals {with_what}", ""),)
 
@@ -59,20 +60,28 @@ def in_float64_all_the_way(kind, f, reference, args) -> tuple[bool, str]:
     """Whether function and reference compute in float64 alone, if their arguments are float64, and if not, why."""
     wide, why = _computes_in_float64(kind(f), args)
     if reference is None:
-        return wide, why
+        return bool(wide), why
     exact, cause = _computes_in_float64(kind(reference), args)
-    if "does not run" in cause:
-        raise ValueError(f"reference: {cause}, expected plain JAX for arrays of any floating dtype")
-    return wide and exact, why or f"the reference: {cause}"
+    if exact is None:
+        raise ValueError(f"reference: {cause}, expected plain JAX that can be traced in any floating dtype")
+    return bool(wide and exact), why or f"the reference: {cause}"
 
 
-def _computes_in_float64(operator, args) -> tuple[bool, str]:
-    """Whether it does, if its arguments are float64, and if not, why."""
+def draws_other_numbers(f, point) -> bool:
+    """Whether the value in float64 is another one, as where `jax.random` draws in its default dtype."""
+    with enable_x64(True):
+        there = as_arrays(f(cast_to(point.floating, np.float64)))
+    pairs = zip(point.value, there, strict=True)
+    return any(np.abs(a - b).max(initial=0.0) > HALF_WRONG * np.abs(b).max(initial=0.0) for a, b in pairs)
+
+
+def _computes_in_float64(operator, args) -> tuple[bool | None, str]:
+    """Whether it does, if its arguments are float64, and if not, why; None if it cannot be traced there."""
     with enable_x64(True):
         try:
             eps = narrowest(operator, *cast_to(args, np.float64))
         except Exception as error:  # any error of a user's function in another dtype
-            return False, f"it does not run in float64 ({in_words(error)})"
+            return None, f"it cannot be traced in float64 ({in_words(error)})"
     wide = eps <= eps_of(np.float64)
     return wide, "" if wide else "it computes in less than float64 inside"
 
@@ -111,6 +120,15 @@ def roundings(eps) -> float:
 def without_reference(why) -> str:
     """What a report says if differences cannot judge either."""
     return f"cannot be judged: {why}, and differences need float64: pass the same function in plain JAX as reference="
+
+
+IN_FLOAT64_ALONE = "in float64 alone: there the value is another one (random numbers drawn without a dtype?)"
+
+
+def unlike_itself(error, dtype) -> str:
+    """What a report says if a reference is so inaccurate that it cannot judge a function in that dtype."""
+    why = f"the reference in {dtype} is {error:.0%} from itself in float64"
+    return f"cannot be judged: {why}: does it draw random numbers without a dtype?"
 
 
 def in_words(error) -> str:

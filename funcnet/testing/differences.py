@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from funcnet.testing.derivatives import IN_FLOAT64_ALONE, roundings
 from funcnet.testing.report import Row, error_in_eps, fault_of, relative, structure_rows
 from funcnet.testing.subgradients import is_subgradient
 from funcnet.testing.trees import as_arrays, as_one_program, cast_to, enable_x64, eps_of, leaf_names, quick_jit
@@ -20,6 +21,7 @@ CLEARLY = 1e4  # times the noise of a difference: a slope that is not 0
 MOVES_ALLOWED = 32.0  # times the change if each number moves by its eps: what rounding in a narrow dtype may cost
 SHOWN_BY_ENTRY = 4096  # the largest leaf for which a mistake is located by the difference of each entry
 ENTRY_BY_ENTRY = 256  # if differences alone judge: the largest leaf of which each entry is differentiated
+ROUNDING_FLOOR = 1024.0  # eps of the function's value: smaller than that, a gradient is only rounding
 AT_KINKS = "at a kink: between the gradients of points around it"
 
 
@@ -47,6 +49,22 @@ def differences(move, gradient, norm, seed, accuracy=0.0) -> tuple[bool | None, 
     return worst <= allowed, f"differences {relative(worst)}{doubt}"
 
 
+def terms_of(value):
+    """How large the terms are that a value may be the sum of: 1 or more, but of a tiny value a million times it."""
+    sizes = np.abs(value)
+    largest = float(sizes.max(initial=0.0))
+    return np.maximum(sizes, min(1.0, 1e6 * largest) if largest else 1.0)
+
+
+def rounded_zero(a, exact, value) -> np.ndarray:
+    """`a`, or zeros if the exact derivative of that value is only the rounding of zero, and `a` that in its dtype."""
+    terms = float(terms_of(np.asarray(value, np.float64)).max(initial=0.0))
+    eps, floor = eps_of(a.dtype), ROUNDING_FLOOR * eps_of(np.float64)
+    small = np.abs(exact).max(initial=0.0) <= floor * terms
+    small = small and np.abs(a).max(initial=0.0) <= max(floor, roundings(eps) * eps) * terms
+    return np.zeros_like(a) if small else a
+
+
 def central_difference(f) -> tuple[np.ndarray, np.ndarray]:
     """The slopes of an array `f` at 0, to sixth order, and their noise: how far two steps or the two sides differ."""
 
@@ -55,7 +73,7 @@ def central_difference(f) -> tuple[np.ndarray, np.ndarray]:
 
     f = functools.cache(f)
     here = f(0.0)
-    rounding = 8 * np.finfo(np.float64).eps * np.maximum(1.0, np.abs(here))  # terms may have cancelled
+    rounding = 8 * np.finfo(np.float64).eps * terms_of(here)  # which may have cancelled
     tried = []
     for h in (1e-3, 1e-2, 1e-4, 1e-5, 1e-6):
         coarse, fine = slope(h), slope(h / 2)
@@ -123,7 +141,7 @@ def taylor_order(f, gradient, seed) -> str:
     for h in (1e-3, 1e-2, 1e-1, 1.0):
         steps = h * 0.5 ** np.arange(6)
         remainders = np.array([abs(f(t) - here - t * slope) for t in steps])
-        if remainders[-1] > 1e3 * np.finfo(np.float64).eps * max(abs(here), 1.0):
+        if remainders[-1] > 1e3 * np.finfo(np.float64).eps * terms_of(here):
             return f"Taylor order {np.median(np.log2(remainders[:-1] / remainders[1:])):.2f}"
     return "no visible Taylor remainder"
 
@@ -135,7 +153,7 @@ def random_direction(seed, shape) -> np.ndarray:
 
 
 def judge_by_differences(
-    fn, by_hand, args, *, seed, stopped=(), names=None, accuracy=DIFFERENCE_TOLERANCE
+    fn, by_hand, args, *, seed, stopped=(), names=None, accuracy=DIFFERENCE_TOLERANCE, in_float64_alone=False
 ) -> tuple[Row, ...]:
     """Rows, one per leaf of `args[0]`, without `jax.grad` to compare with. In their own dtype, rounding may cost more.
 
@@ -164,8 +182,12 @@ def judge_by_differences(
         else:
             row = _along_a_few(name, moves, i, got64[i], seed, accuracy)
             row = row or along_entries(name, moves, i, got64[i], seed, accuracy)
-        error = error_in_eps(own, got64[i], eps)
-        allowed = max(eps**-0.5, accuracy / eps, MOVES_ALLOWED * error_in_eps(moved64[i], got64[i], eps))
+        if in_float64_alone:
+            rows.append(row._replace(rungs=f"{row.rungs}, {IN_FLOAT64_ALONE}"))
+            continue
+        own, moved, exact = (rounded_zero(g, got64[i], value) for g in (own, moved64[i], got64[i]))
+        error = error_in_eps(own, exact, eps)
+        allowed = max(eps**-0.5, accuracy / eps, MOVES_ALLOWED * error_in_eps(moved, exact, eps))
         if row.ok and AT_KINKS not in row.rungs and error > allowed:
             fault = f"in {jnp.result_type(own)} it is {relative(error * eps)} from itself in float64; "
             fault += f"moving each number by its eps changes {relative(allowed * eps / MOVES_ALLOWED)}"
@@ -206,10 +228,12 @@ def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE)
         directions = [random_direction(seed + k, leaf.shape) for k in range(8)]
         expected = np.array([np.sum(gradient * v) for v in directions])
         slopes, noise = np.array([central_difference(lambda t, v=v: at(leaf + t * v)) for v in directions]).T
-    size = max(np.abs(slopes).max(), np.abs(expected).max())
-    unsure = noise > max(accuracy * size, 1e-11 * max(1.0, abs(at(leaf))))
-    off = ~(np.abs(slopes - expected) <= np.maximum(accuracy * size, 10 * noise))
-    rungs = f"differences alone, {relative(np.abs(slopes - expected).max() / (size or 1.0))}"
+    size = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slopes, expected))
+    unsure = noise > max(accuracy * size, 1e-11 * float(terms_of(at(leaf))))
+    off = ~(np.abs(slopes - expected) <= np.maximum(accuracy * size, 10 * noise)) & ~np.isnan(slopes)
+    off |= ~np.isfinite(expected)
+    worst = np.abs(slopes - expected).max(initial=0.0, where=~np.isnan(slopes))
+    rungs = f"differences alone, {relative(worst / (size or 1.0))}"
     row = Row(name, leaf.shape, error_in_eps(expected, slopes, double_eps), True, rungs, eps=double_eps)
     if not (off | unsure if each else off & ~unsure).any() and unsure.mean() <= 0.5:  # some random directions can tell
         return row
@@ -221,7 +245,9 @@ def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE)
     if not off.any():
         worst = int(np.argmax(noise))
         where = f"at {tuple(map(int, np.unravel_index(worst, leaf.shape)))}" if each else f"along direction {worst}"
-        fault = f"cannot be judged: the difference {where} is good to {noise[worst]:.0e} only, or there is a kink"
+        why = f"is good to {noise[worst]:.0e} only, or there is a kink"
+        why = "leaves the domain" if np.isnan(slopes[worst]) else why
+        fault = f"cannot be judged: the difference {where} {why}"
         return row._replace(error=math.inf, ok=False, fault=fault)
     if leaf.size <= SHOWN_BY_ENTRY:  # to say where it is wrong, and how
         slopes = slopes if each else _short_differences(moves.each_entry(i))
@@ -261,7 +287,7 @@ def _gradient_at(at, moved, entries) -> np.ndarray:
         by = np.zeros(moved.size)
         by[entry] = h
         here, left, right = at(moved), at(moved - by.reshape(moved.shape)), at(moved + by.reshape(moved.shape))
-        rounding = 1e-14 * max(1.0, abs(here))
+        rounding = 1e-14 * float(terms_of(here))
         kinked = abs(right - 2 * here + left) > 0.01 * max(abs(right - here), abs(here - left)) + rounding
         return np.nan if kinked else (right - left) / (2 * h)
 

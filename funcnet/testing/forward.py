@@ -7,6 +7,9 @@ import numpy as np
 
 from funcnet.testing.behaviour import behaviour
 from funcnet.testing.derivatives import (
+    HALF_WRONG,
+    IN_FLOAT64_ALONE,
+    draws_other_numbers,
     forward,
     in_float64,
     in_float64_all_the_way,
@@ -15,10 +18,11 @@ from funcnet.testing.derivatives import (
     random_like,
     roundings,
     single,
+    unlike_itself,
     values_agree,
     without_reference,
 )
-from funcnet.testing.differences import DIFFERENCE_TOLERANCE, central_difference
+from funcnet.testing.differences import DIFFERENCE_TOLERANCE, central_difference, rounded_zero, terms_of
 from funcnet.testing.ladder import FLOAT64_TOLERANCE, NOISE_ALLOWANCE
 from funcnet.testing.report import Row, error_in_eps, leaf_row, relative, verdict
 from funcnet.testing.trees import as_arrays, as_one_program, cast_to, enable_x64, eps_of
@@ -32,7 +36,7 @@ def check_forward(fn, reference, point, accuracy, seed) -> tuple[tuple[Row, ...]
         value, _ = jax.jvp(f, (point.floating,), (u,))
     except Exception as error:  # any error of a user's rule
         return (verdict("forward mode", (), False, "", in_words(error)),), ()
-    rows = values_agree(value, reference, point)
+    rows = values_agree(value, reference, point, accuracy)
     if not all(row.ok for row in rows):
         return tuple(rows), ()
     push = forward(f)
@@ -42,27 +46,30 @@ def check_forward(fn, reference, point, accuracy, seed) -> tuple[tuple[Row, ...]
         fault = without_reference(why)
         return (verdict("tangents", (), False, "", fault),), ()
     by_reference = by_reference and forward(by_reference)
+    alone = reference is None and draws_other_numbers(f, point)
     judged = []
     for i, (name, leaf) in enumerate(zip(point.names, point.floating, strict=True)):
         tangents = {"dense": u[i]} | {
             f"a single 1 at {index}": single([leaf], 0, index)[0] for _, index in places([leaf], rng)
         }
         for kind, tangent in tangents.items():
-            alone = [tangent if k == i else np.zeros_like(other) for k, other in enumerate(u)]
+            by = [tangent if k == i else np.zeros_like(other) for k, other in enumerate(u)]
             # A single 1 in float64, where it can be: one output may be saturated, and rounding leaves it few digits.
             with in_float64(wide and kind != "dense") as widened:
-                at = widened((point.floating, alone))
-                row = _tangent_row(name, f, push, by_reference, *at, wide, accuracy or 0.0)
+                at = widened((point.floating, by))
+                row = _tangent_row(name, f, push, by_reference, *at, point.value, wide, not alone, accuracy or 0.0)
+            if alone:
+                row = row._replace(rungs=f"{row.rungs}, {IN_FLOAT64_ALONE}")
             row = row._replace(shape=np.shape(leaf))
             if kind == "dense":
                 judged.append(row)
             elif not row.ok and judged[-1].ok:
                 judged[-1] = row._replace(fault=f"for {kind}: {row.fault}")
-    more, about = behaviour("jvp", push, f, point.floating, (u, w), judged, wide, accuracy)
+    more, about = behaviour("jvp", push, f, point, (u, w), judged, wide, accuracy)
     return (*judged, *rows, *more), about if wide else (*about, f"{why}: judged in the dtype of the arguments")
 
 
-def _tangent_row(name, f, push, by_reference, floating, u, wide, accuracy) -> Row:
+def _tangent_row(name, f, push, by_reference, floating, u, value, wide, compare, accuracy) -> Row:
     """A row for the tangent of one argument: the worst of the outputs, against the reference and differences."""
     got, program = as_arrays(push(floating, u)), as_one_program(push)
     with enable_x64(True):
@@ -71,22 +78,28 @@ def _tangent_row(name, f, push, by_reference, floating, u, wide, accuracy) -> Ro
         want64 = None if by_reference is None else as_arrays(as_one_program(by_reference)(*args64))
     rows = []
     for j, own in enumerate(got):
-        eps = eps_of(own.dtype)
-        if want64 is not None:
-            with enable_x64(own.dtype == np.float64):
-                narrow = np.asarray(as_one_program(by_reference)(floating, u)[j])
-            allowed = max(roundings(eps), NOISE_ALLOWANCE * error_in_eps(narrow, want64[j], eps), accuracy / eps)
-            rows.append(leaf_row(name, own, want64[j], allowed, eps, "reference"))
-            if wide:
-                double = max(FLOAT64_TOLERANCE, accuracy) / eps_of(np.float64)
-                rows.append(leaf_row(name, got64[j], want64[j], double, eps_of(np.float64), "reference in float64"))
+        eps, exact = eps_of(own.dtype), (want64 or got64)[j]
+        own, own64 = (rounded_zero(a, exact, value[j]) for a in (own, got64[j]))
+        if np.isnan(own).any():
+            rows.append(verdict(name, (), False, "", "it is NaN, which a derivative never is"))
+        if want64 is None:
+            if compare and error_in_eps(own, own64, eps) > eps**-0.5:
+                fault = f"in {own.dtype} it is {relative(error_in_eps(own, own64, eps) * eps)} from itself in float64"
+                rows.append(verdict(name, (), False, "", fault))
+            continue
+        want = rounded_zero(want64[j], exact, value[j])
+        with enable_x64(own.dtype == np.float64):
+            narrow = np.asarray(as_one_program(by_reference)(floating, u)[j])
+        noise = min(error_in_eps(rounded_zero(narrow, exact, value[j]), want, eps), 1 / eps)  # at most 100% wrong
+        allowed = max(roundings(eps), NOISE_ALLOWANCE * noise, accuracy / eps)
+        rows.append(leaf_row(name, own, want, allowed, eps, "reference"))
+        if wide:
+            double = max(FLOAT64_TOLERANCE, accuracy) / eps_of(np.float64)
+            rows.append(leaf_row(name, own64, want, double, eps_of(np.float64), "reference in float64"))
+        elif noise * eps > HALF_WRONG:
+            rows.append(verdict(name, (), False, "", unlike_itself(noise * eps, own.dtype)))
     if wide:
         rows += _by_slopes(name, f, got64, args64, max(DIFFERENCE_TOLERANCE, accuracy))
-        for own, exact in zip(got, got64, strict=True):
-            eps = eps_of(own.dtype)
-            if want64 is None and error_in_eps(own, exact, eps) > eps**-0.5:
-                fault = f"in {own.dtype} it is {relative(error_in_eps(own, exact, eps) * eps)} from itself in float64"
-                rows.append(verdict(name, (), False, "", fault))
     worst = min(rows, key=lambda row: (row.ok, -row.error * (row.eps or 1.0)))
     rungs = ", ".join(dict.fromkeys(row.rungs for row in rows if row.rungs))
     return worst._replace(rungs=rungs)
@@ -103,10 +116,14 @@ def _by_slopes(name, f, got64, args64, accuracy) -> list[Row]:
     rows = []
     for j, got in enumerate(got64):
         slope, noise = central_difference(partial(at, j=j))
-        size = max(np.abs(slope).max(initial=0.0), np.abs(got).max(initial=0.0), 1e-300)
-        h, doubt = 1e-7, noise > accuracy * size  # near a kink: between the two sides
-        sides = (at(0.0, j) - at(-h, j)) / h, (at(h, j) - at(0.0, j)) / h
-        low, high = np.minimum(*sides) - 1e-5 * size, np.maximum(*sides) + 1e-5 * size
+        here, finite = at(0.0, j), np.isfinite(slope)
+        size = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slope, got))
+        terms = float(terms_of(here).max(initial=0.0))
+        h, doubt = 1e-7 * max(1.0, terms) ** 0.5, ~(noise <= accuracy * size)  # near a kink: between the two sides
+        sides = (here - at(-h, j)) / h, (at(h, j) - here) / h
+        slack = 1e-5 * size + 8 * eps * terms / h
+        low, high = np.minimum(*sides) - slack, np.maximum(*sides) + slack
+        low, high = np.where(finite, low, -np.inf), np.where(finite, high, np.inf)  # at the edge of the domain
         want = np.where(doubt, np.clip(got, low, high), slope)
         row = leaf_row(name, got, want, accuracy / eps, eps, "")
         rungs = f"differences {relative(row.error * eps)}" + (

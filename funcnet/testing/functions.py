@@ -85,7 +85,7 @@ def check_gradients(
 
 def _as_array(leaf):
     """A Python number as a float32 array, so that it can be judged in float64, too; other leaves unchanged."""
-    return np.asarray(leaf, np.float32) if isinstance(leaf, float) else leaf
+    return np.asarray(leaf, np.float32) if type(leaf) is float else leaf
 
 
 @whatever_the_numbers

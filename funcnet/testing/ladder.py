@@ -10,7 +10,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from funcnet.testing.differences import AT_KINKS, Moves, along_entries, differences, random_direction, taylor_order
+from funcnet.testing.derivatives import HALF_WRONG, unlike_itself
+from funcnet.testing.differences import (
+    AT_KINKS,
+    ROUNDING_FLOOR,
+    Moves,
+    along_entries,
+    differences,
+    random_direction,
+    taylor_order,
+    terms_of,
+)
 from funcnet.testing.report import Row, error_in_eps, leaf_row, relative, structure_rows, where_it_starts
 from funcnet.testing.subgradients import is_subgradient
 from funcnet.testing.trees import (
@@ -24,7 +34,6 @@ from funcnet.testing.trees import (
 
 NOISE_ALLOWANCE = 8.0  # times jax.grad's own rounding error
 FLOAT64_TOLERANCE = 1e-9  # relative to the largest entry: mistakes are larger, and rounding is seldom as large
-ROUNDING_FLOOR = 1024.0  # eps of the function's value: an ill-conditioned leaf smaller than that cannot be judged
 
 
 def judge(
@@ -36,7 +45,8 @@ def judge(
 
     For the leaves named in `stopped` no differences are taken. With `kinks`, a gradient that differs from `jax.grad` is
     also correct if it is another gradient at a kink. With `narrow`, `by_hand` computes in less than float64 inside, and
-    its gradient in the dtype of the arguments is compared with the others in float64.
+    its gradient in the dtype of the arguments is compared with the others in float64. `tolerance` is in eps, the same
+    for all leaves, or a list with one for each.
     """
     notes = []
     with jax.default_matmul_precision("highest"):
@@ -45,6 +55,7 @@ def judge(
             return rows, ()
         names, got, want = names or leaf_names(want), as_arrays(got), as_arrays(want)
         eps = [eps_of(leaf.dtype if compute_dtype is None else compute_dtype) for leaf in want]
+        tolerances = np.broadcast_to(tolerance, len(want)).tolist()
         wide = None
         if compute_dtype is None:
             try:
@@ -57,18 +68,18 @@ def judge(
     rows, gradients_at = [], _gradients_at(reference, args)
     for i, name in enumerate(names):
         dtype = want[i].dtype.name if compute_dtype is None else np.dtype(compute_dtype).name
-        here = leaf_row(name, got[i], want[i], tolerance, eps[i], f"{called} in {dtype}")
+        here = leaf_row(name, got[i], want[i], tolerances[i], eps[i], f"{called} in {dtype}")
         if wide is not None:
             floor = 0.0 if floors is None else floors[i]
-            settings = {"tolerance": tolerance, "seed": seed, "stopped": name in stopped, "kinks": kinks}
+            settings = {"tolerance": tolerances[i], "seed": seed, "stopped": name in stopped, "kinks": kinks}
             settings |= {"in_float64": in_float64, "called": called}
             here = _widen(here, i, wide, got[i], want[i], eps[i], floor, **settings)
         elif not here.ok and kinks and compute_dtype is None:
             leaf = np.asarray(jax.tree.leaves(args[0])[i], want[i].dtype)
-            here = _at_kinks(here, gradients_at(i), leaf, [(got[i], want[i], tolerance)], seed)
+            here = _at_kinks(here, gradients_at(i), leaf, [(got[i], want[i], tolerances[i], eps[i])], seed)
         rows.append(here)
     if any(np.isnan(leaf).any() for leaf in want):
-        notes.append("jax.grad has NaN: those entries of the gradient are only checked to be NaN, too")
+        notes.append(f"{called} has NaN: those entries of the gradient are only checked to be NaN, too")
     return tuple(rows), (*notes, *where_it_starts(rows))
 
 
@@ -123,8 +134,7 @@ def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.n
 def _at_kinks(row, gradient_at, leaf, pairs, seed) -> Row:
     """A wrong row, judged again: correct if each gradient that differs from `jax.grad` is another one at a kink."""
     eps = eps_of(leaf.dtype)
-    for got, want, allowed in pairs:
-        own_eps = eps_of(want.dtype)
+    for got, want, allowed, own_eps in pairs:
         got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
         size = np.abs(want).max(initial=0.0, where=np.isfinite(want))
         wrong = ~(np.abs(got - want) <= allowed * own_eps * size)  # also where jax.grad has NaN, e.g. for a norm at 0
@@ -148,11 +158,14 @@ def _widen(here, i, wide, got, want, eps, floor, *, tolerance, in_float64, seed,
         double_allowed = max(allowed, in_float64 / double_eps)
     double = leaf_row(here.leaf, got64, want64, double_allowed, double_eps, "")
     if noise > 100 or not want64.any():  # its terms cancel, or it is saturated: only rounding is left
-        floor = max(floor, ROUNDING_FLOOR * max(abs(wide.value), 1.0) * double_eps)
-    if np.abs(np.asarray(got, np.float64) - want).max(initial=0) <= floor / double_eps * eps:
+        floor = max(floor, ROUNDING_FLOOR * float(terms_of(wide.value)) * eps_of(np.float64))
+    floors = {e: floor / eps_of(np.float64) * e for e in (eps, double_eps)}
+    if np.abs(np.asarray(got, np.float64) - want).max(initial=0) <= floors[eps]:
         here = here._replace(ok=True, fault="")
-    if np.abs(got64 - want64).max(initial=0) <= floor:
+    if np.abs(got64 - want64).max(initial=0) <= floors[double_eps]:
         double = double._replace(ok=True, fault="")
+    elif wide.got is None and noise * narrow_eps > HALF_WRONG:
+        double = double._replace(ok=False, error=noise, fault=unlike_itself(noise * narrow_eps, want.dtype))
     if not here.ok and error_in_eps(got, want64, eps) <= allowed:  # as accurate as jax.grad is
         here = here._replace(ok=True, fault="")
 
@@ -162,8 +175,8 @@ def _widen(here, i, wide, got, want, eps, floor, *, tolerance, in_float64, seed,
     if want.dtype == np.float64:
         row = double
     if kinks and not row.ok:
-        pairs = [] if here.ok else [(got, want, allowed)]
-        pairs += [] if double.ok else [(got64, want64, double_allowed)]
+        pairs = [] if here.ok else [(got, want, allowed, eps)]
+        pairs += [] if double.ok else [(got64, want64, double_allowed, double_eps)]
         row = _at_kinks(row._replace(rungs=""), wide.gradients_at(i), wide.moves.leaf(i), pairs, seed)
         rungs.append(row.rungs.removeprefix(", "))
     complaint = ""

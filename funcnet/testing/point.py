@@ -29,7 +29,7 @@ class Point(NamedTuple):
                 raise TypeError(f"{name} is {f!r}, of type {type(f).__name__}, expected a function")
         paths, tree = jax.tree_util.tree_flatten_with_path(tuple(args))
         names = [f"args{jax.tree_util.keystr(path)}" for path, _ in paths]
-        leaves = [np.float32(leaf) if isinstance(leaf, float) else leaf for _, leaf in paths]
+        leaves = _numbers_as_arrays([leaf for _, leaf in paths])
         for name, leaf in zip(names, leaves, strict=True):
             if not isinstance(leaf, (int, np.ndarray, np.generic, jax.Array)):
                 raise ValueError(
@@ -63,6 +63,25 @@ class Point(NamedTuple):
         return lambda floating: [
             leaf for leaf in jax.tree.leaves(fn(*self.with_floating(floating))) if is_floating(leaf)
         ]
+
+
+def _numbers_as_arrays(leaves):
+    """Python's floating numbers as arrays, which differences can move, in the narrowest dtype of the others."""
+    dtypes = [jnp.result_type(leaf) for leaf in leaves if is_floating(leaf) and type(leaf) is not float]
+    dtype = min(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.float32)
+    return [np.asarray(leaf, dtype) if type(leaf) is float else leaf for leaf in leaves]
+
+
+def check_settings(order, stopped, accuracy, seed) -> None:
+    """Check the other arguments of `check_vjp` and `check_jvp`."""
+    if not isinstance(order, int) or order < 1:
+        raise ValueError(f"order is {order!r}, expected 1, or 2 for the derivative of the derivative, too")
+    if isinstance(stopped, str):
+        raise ValueError(f"stopped is {stopped!r}, expected a list of names of arguments: [{stopped!r}]")
+    if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 < accuracy < 1):
+        raise ValueError(f"accuracy is {accuracy!r}, expected a relative error between 0 and 1, such as 1e-6")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}, expected a whole number of at least 0")
 
 
 def _check_value(fn, first, again) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from funcnet.testing.behaviour import behaviour
 from funcnet.testing.derivatives import (
+    draws_other_numbers,
     in_float64,
     in_float64_all_the_way,
     in_words,
@@ -41,7 +42,7 @@ def check_reverse(fn, reference, point, stopped, accuracy, seed) -> tuple[tuple[
         pullback(cast_like(v, value))
     except Exception as error:  # any error of a user's rule
         return (verdict("backward pass", (), False, "", in_words(error)),), ()
-    rows = values_agree(value, reference, point)
+    rows = values_agree(value, reference, point, accuracy)
     if not all(row.ok for row in rows):
         return tuple(rows), ()
     pull = reverse(f)  # one function, so that its programs are compiled once
@@ -51,9 +52,9 @@ def check_reverse(fn, reference, point, stopped, accuracy, seed) -> tuple[tuple[
     rows = [*dense, *rows]
     if all(row.ok for row in dense):
         rows += judge_with.sparse(rng)
-    else:
+    elif judge_with.wide or reference is not None:
         notes += suspects(point, pull, judge_with.expected, v)
-    more, about = behaviour("vjp", pull, f, point.floating, (v, w), dense, judge_with.wide, accuracy)
+    more, about = behaviour("vjp", pull, f, point, (v, w), dense, judge_with.wide, accuracy)
     return (*rows, *more), (*notes, *about)
 
 
@@ -68,6 +69,7 @@ class _Reverse(NamedTuple):
     why: str  # and why not
     jacobian: Callable[[int], np.ndarray | None]
     accuracy: float
+    in_float64_alone: bool
     settings: dict[str, Any]
 
     @classmethod
@@ -79,6 +81,7 @@ class _Reverse(NamedTuple):
             point, as_one_program(pull), reference and as_one_program(reverse(reference)),
             _weighted(f if wide or reference is None else reference), wide, why,
             functools.cache(partial(jacobian, f, floating64)), accuracy or 0.0,
+            reference is None and wide and draws_other_numbers(f, point),
             {"seed": seed, "stopped": stopped, "names": point.names},
         )  # fmt: skip
 
@@ -91,11 +94,12 @@ class _Reverse(NamedTuple):
             return tuple(verdict(name, np.shape(leaf), False, "", fault) for name, leaf in named), ()
         if self.by_reference is None:
             accuracy = max(DIFFERENCE_TOLERANCE, accuracy)
-            return judge_by_differences(self.weighted, self.by_rule, args, accuracy=accuracy, **self.settings), ()
-        eps = max(eps_of(jnp.result_type(leaf)) for leaf in self.point.floating)
+            settings = self.settings | {"accuracy": accuracy, "in_float64_alone": self.in_float64_alone}
+            return judge_by_differences(self.weighted, self.by_rule, args, **settings), ()
+        eps = [eps_of(jnp.result_type(leaf)) for leaf in self.point.floating]
         rows, notes = judge(
             self.weighted, self.by_reference, self.by_rule, args,
-            tolerance=max(roundings(eps), accuracy / eps), in_float64=max(FLOAT64_TOLERANCE, accuracy),
+            tolerance=[max(roundings(e), accuracy / e) for e in eps], in_float64=max(FLOAT64_TOLERANCE, accuracy),
             narrow=not self.wide, called="reference", **self.settings,
         )  # fmt: skip
         return rows, notes if self.wide else (*notes, f"{self.why}: judged in the dtype of the arguments")

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from funcnet.testing.forward import check_forward
-from funcnet.testing.point import Point
+from funcnet.testing.point import Point, check_settings
 from funcnet.testing.report import Report, name_of, raise_if_wrong
 from funcnet.testing.reverse import check_reverse, gradient_of
 from funcnet.testing.trees import whatever_the_numbers
@@ -31,11 +31,14 @@ def check_vjp(
     Args:
       fn: a function of trees of arrays to a tree of arrays. Bind static arguments with `functools.partial`.
       *args: where to check. The floating arrays are checked, one row each; integers, booleans, keys and `None` are only
-        passed on. Use dense inputs: where an input is zero, a wrong gradient may be zero, too.
-      reference: the same function in plain JAX, without the rule. It is needed if `fn` computes in float32 or less
-        inside, as kernels do: differences need float64. What rounding may cost is then measured from the reference.
+        passed on. A Python float is taken as an array of their narrowest dtype. Use dense inputs: where an input is
+        zero, a wrong gradient may be zero, too.
+      reference: the same function in plain JAX, without the rule. It is needed if `fn` cannot be traced, or computes in
+        float32 or less inside, as kernels do: differences need float64. What rounding may cost is then measured from
+        the reference.
       order: 2 also checks the derivative of the derivative.
-      stopped: names of arguments (as in the report) that change the value, but have no gradient on purpose.
+      stopped: names of arguments (as in the report) whose gradient is on purpose not that of the value, as in a
+        straight-through estimator: they are compared with the reference alone, and not judged without one.
       accuracy: how accurate `fn` is by itself, e.g. 1e-6 for an iterative solver, relative to the largest entry.
       seed: of the cotangents and directions.
 
@@ -45,7 +48,7 @@ def check_vjp(
     Raises:
       TypeError: `fn` or `reference` is not a function.
       ValueError: no argument is floating, an argument is not an array, the value has no floating leaves, is not finite,
-        or differs in a second call; a name in `stopped` is not that of an argument.
+        or differs in a second call; the reference cannot be traced; a setting is not one of those above.
 
     >>> import jax, jax.numpy as jnp
     >>> @jax.custom_vjp
@@ -59,6 +62,7 @@ def check_vjp(
     >>> print(str(check_vjp(scale, x, w)).splitlines()[-1])
     args[1]: exactly the expected value divided by args[0]
     """
+    check_settings(order, stopped, accuracy, seed)
     point = Point.of(fn, reference, args, stopped)
     rows, notes = check_reverse(fn, reference, point, stopped, accuracy, seed)
     if order > 1 and all(row.ok for row in rows):
@@ -114,6 +118,7 @@ def check_jvp(
     >>> check_jvp(jnp.sin, jnp.arange(3.0)).ok
     True
     """
+    check_settings(1, (), accuracy, seed)
     point = Point.of(fn, reference, args, ())
     return Report(f"jvp of {name_of(fn)}", *check_forward(fn, reference, point, accuracy, seed))
 

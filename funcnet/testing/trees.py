@@ -18,10 +18,6 @@ def leaf_names(tree, root="") -> list[str]:
     return [root + jax.tree_util.keystr(path) or "value" for path in paths]
 
 
-# The checks compute everything except the function under test in NumPy, and use `jax.device_put`: JAX would compile a
-# program for each operation and shape, also for `jnp.asarray` of a NumPy array.
-
-
 @contextlib.contextmanager
 def _quietly():
     with np.errstate(all="ignore"), jax.debug_nans(False):
@@ -30,6 +26,10 @@ def _quietly():
 
 # A gradient under test may have NaN and infinities: the report shows them, so NumPy need not warn, nor JAX end it.
 whatever_the_numbers = _quietly()
+
+
+# The checks compute everything except the function under test in NumPy, and use `jax.device_put`: JAX would compile a
+# program for each operation and shape, also for `jnp.asarray` of a NumPy array.
 
 
 def as_arrays(tree) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 python scripts/benchmarks/gpu.py --out scripts/benchmarks/results/gpu-NAME.json    # under 8 minutes on a GPU
 python scripts/benchmarks/gpu.py --small                                           # at toy size, a minute on a CPU
+python scripts/benchmarks/gpu.py tune --out tune.json                              # settings for the largest recipe
 
 Suites do not depend on each other: one that fails says why, and the next one runs. Who is not installed is left out.
 """
@@ -52,6 +53,7 @@ class Size(NamedTuple):
     compiled: tuple[int, ...]  # hidden widths
     recipe: tuple[str, ...]  # of the single network
     committee: tuple[str, ...]  # what differs for a committee
+    held_out: int  # training images, to choose settings by
     seconds: float  # for each candidate
 
 
@@ -59,11 +61,23 @@ LARGE = Size(
     cases=(((128,), 128), ((512,), 1024), ((800,), 128), ((1024, 1024), 128)), images=60_000,
     squares=(1024, 4096, 8192), copied=2**30, networks=(16, 128, 1024), compiled=(128,),
     recipe=("--recipe", "distort-large", "--epochs", "100"), committee=("--ensemble", "4", "--epochs", "50"),
-    seconds=0.3)  # fmt: skip
+    held_out=10_000, seconds=0.3)  # fmt: skip
 SMALL = Size(
     cases=(((16,), 64),), images=500, squares=(128,), copied=2**20, networks=(2, 4), compiled=(16,),
     recipe=("--recipe", "distort-large", "--dataset", "digits", "--hidden-sizes", "32", "--views", "2", "--epochs",
-            "1"), committee=("--ensemble", "2"), seconds=0.01)  # fmt: skip
+            "1"), committee=("--ensemble", "2"), held_out=300, seconds=0.01)  # fmt: skip
+
+
+TRIALS: tuple[tuple[str, ...], ...] = (  # of the largest recipe, which overfits, and is surer than it should be
+    (),
+    ("--lr", "1e-3"),
+    ("--optimizer", "adamw", "--weight-decay", "0.3"),
+    ("--label-smoothing", "0.1"),
+    ("--average", "0.999"),
+    ("--dropout", "0.2"),
+    ("--soft-finish", "0.3"),
+    ("--distortion.shear", "20"),
+)
 
 
 @cache
@@ -175,17 +189,29 @@ def networks_suite(size: Size) -> Iterator[Row]:
 def recipes_suite(size: Size) -> Iterator[Row]:
     """The script's largest recipe, shortened: one network, and a committee; test errors, also over deformed views."""
     for more in ((), size.committee):
-        with tempfile.TemporaryDirectory() as folder:
-            run_dir = Path(folder) / "run"
-            asked = [*size.recipe, *more]
-            command = [sys.executable, SCRIPT, *asked, "--run-dir", run_dir, "--checkpoint-every", "inf"]
-            run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            if run.returncode:
-                raise RuntimeError(f"train_mnist.py {' '.join(asked)}: {run.stdout.strip()[-500:]}")
-            end = json.loads((run_dir / "scores.json").read_text())
-        errors = {f"{part} error": f"{1 - score['accuracy']:.2%}" for part, score in end["scores"].items()}
-        compiling = {"compiling": f"{end['seconds']['compile']:.1f} s"}
-        yield Row(" ".join(size.recipe[:2]), " ".join(asked[2:]), end["seconds"]["run"], None, 1.0, compiling | errors)
+        yield trained(size, *more)
+
+
+def tune_suite(size: Size) -> Iterator[Row]:
+    """Settings that may help the largest recipe, one at a time: errors on two folds of held-out training images."""
+    for more in TRIALS:
+        for fold in "01":
+            yield trained(size, *more, "--no-test", "--validation", str(size.held_out), "--fold", fold)
+
+
+def trained(size: Size, *more: str) -> Row:
+    """A run of the recipe in a process of its own, with these arguments, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        asked = [*size.recipe, *more]
+        command = [sys.executable, SCRIPT, *asked, "--run-dir", run_dir, "--checkpoint-every", "inf"]
+        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if run.returncode:
+            raise RuntimeError(f"train_mnist.py {' '.join(asked)}: {run.stdout.strip()[-500:]}")
+        end = json.loads((run_dir / "scores.json").read_text())
+    errors = {f"{part} error": f"{1 - score['accuracy']:.2%}" for part, score in end["scores"].items()}
+    compiling = {"compiling": f"{end['seconds']['compile']:.1f} s"}
+    return Row(" ".join(size.recipe[:2]), " ".join(asked[2:]), end["seconds"]["run"], None, 1.0, compiling | errors)
 
 
 EPOCHS: dict[str, Callable[..., Callable]] = {
@@ -216,20 +242,21 @@ def compile_suite(size: Size) -> Iterator[Row]:
     yield from rows_of("-".join(map(str, widths)), times)
 
 
-Suite = Literal["ceilings", "epoch", "networks", "compile", "recipes"]
+Suite = Literal["ceilings", "epoch", "networks", "compile", "recipes", "tune"]
 SUITES = {name: globals()[f"{name}_suite"] for name in get_args(Suite)}
+FIGURES = get_args(Suite)[:-1]  # what is published
 
 
 def main(suites: tuple[Suite, ...] = (), /, small: bool = False, out: Path | None = None) -> None:
     """Run the suites, and print each figure as it comes.
 
     Args:
-      suites: which of them; all, if none is named.
+      suites: which of them; all but `tune`, which takes six minutes alone, if none is named.
       small: at toy size, to see that all of it works.
       out: a JSON file for the figures, written anew at each figure.
     """
     size = SMALL if small else LARGE
-    report({name: (partial(SUITES[name], size), SUITES[name].__doc__) for name in suites or SUITES}, out, go_on=True)
+    report({name: (partial(SUITES[name], size), SUITES[name].__doc__) for name in suites or FIGURES}, out, go_on=True)
 
 
 if __name__ == "__main__":
