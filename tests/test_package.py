@@ -39,8 +39,9 @@ PARTS = {
     "exchange": ["checks", "torch_tensors", "torch_module", "torch", "sklearn", "onnx", "onnx_nodes", "from_onnx",
                  "stablehlo", "__init__"],
     "checkpoints": ["fingerprints", "leaves", "damage", "notes", "__init__"],
-    "testing": ["trees", "causes", "report", "subgradients", "differences", "ladder", "kinks", "functions", "networks",
-                "point", "suspects", "behaviour", "derivatives", "reverse", "forward", "rules", "__init__", "__main__"],
+    "testing": ["trees", "causes", "report", "derivatives", "subgradients", "differences", "ladder", "kinks",
+                "functions", "networks", "point", "suspects", "behaviour", "reverse", "forward", "rules", "__init__",
+                "__main__"],
 }  # fmt: skip
 # Only others use them.
 INTERNAL = {"arguments", "batches", "calls", "clipping", "described", "extras", "files", "sweeps", "table"}

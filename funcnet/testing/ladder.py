@@ -18,6 +18,7 @@ from funcnet.testing.differences import (
     along_entries,
     differences,
     random_direction,
+    rounded_zero,
     taylor_order,
     terms_of,
 )
@@ -147,22 +148,21 @@ def _at_kinks(row, gradient_at, leaf, pairs, seed) -> Row:
 
 def _widen(here, i, wide, got, want, eps, floor, *, tolerance, in_float64, seed, stopped, kinks, called) -> Row:
     """A row for all references, from one for `jax.grad` in the arguments' dtype."""
-    want64, narrow_eps = wide.want[i], eps_of(wide.narrow[i].dtype)
-    noise = min(error_in_eps(wide.narrow[i], want64, narrow_eps), 1 / narrow_eps)  # at most 100% wrong
+    want64, narrow, got64 = wide.want[i], wide.narrow[i], got if wide.got is None else wide.got[i]
+    if wide.got is None:
+        got64, want64, narrow = (rounded_zero(a, want64, wide.value) for a in (got64, want64, narrow))
+    narrow_eps, double_eps = eps_of(narrow.dtype), eps_of(got64.dtype)
+    noise = min(error_in_eps(narrow, want64, narrow_eps), 1 / narrow_eps)  # at most 100% wrong
     allowed = max(tolerance, NOISE_ALLOWANCE * noise)
     here = leaf_row(here.leaf, got, want, allowed, eps, here.rungs)
-    if wide.got is None:
-        got64, double_eps, double_allowed = np.asarray(got, np.float64), eps, allowed
-    else:
-        got64, double_eps = wide.got[i], eps_of(np.float64)
-        double_allowed = max(allowed, in_float64 / double_eps)
+    double_allowed = allowed if wide.got is None else max(allowed, in_float64 / double_eps)
+    got64 = np.asarray(got64, np.float64)
     double = leaf_row(here.leaf, got64, want64, double_allowed, double_eps, "")
     if noise > 100 or not want64.any():  # its terms cancel, or it is saturated: only rounding is left
         floor = max(floor, ROUNDING_FLOOR * float(terms_of(wide.value)) * eps_of(np.float64))
-    floors = {e: floor / eps_of(np.float64) * e for e in (eps, double_eps)}
-    if np.abs(np.asarray(got, np.float64) - want).max(initial=0) <= floors[eps]:
+    if np.abs(np.asarray(got, np.float64) - want).max(initial=0) <= floor / eps_of(np.float64) * eps:
         here = here._replace(ok=True, fault="")
-    if np.abs(got64 - want64).max(initial=0) <= floors[double_eps]:
+    if np.abs(got64 - want64).max(initial=0) <= floor:
         double = double._replace(ok=True, fault="")
     elif wide.got is None and noise * narrow_eps > HALF_WRONG:
         double = double._replace(ok=False, error=noise, fault=unlike_itself(noise * narrow_eps, want.dtype))
