@@ -89,7 +89,7 @@ def test_affine_maps_are_rotation_times_shear_times_scale(amounts):
         np.testing.assert_allclose(draws.mean(), 0, atol=0.05 * amount + 1e-4)
 
 
-@pytest.mark.parametrize("sigma", [3.0, 4.0, 6.0])
+@pytest.mark.parametrize("sigma", [*(pytest.param(s, marks=pytest.mark.slow) for s in (3.0, 6.0)), 4.0])
 def test_the_elastic_field_is_smoothed_noise(sigma):
     """Variance and correlations, against SciPy's Gaussian filter of noise on every pixel."""
     u = displacements(Distortion(alpha=30.0, sigma=sigma))

@@ -106,8 +106,8 @@ def test_what_was_rejected_by_mistake_passes(case):
 
 @pytest.mark.slow
 def test_no_random_correct_rule_is_rejected(capsys):
-    assert random_rules.main(cases=25, seed_of_all=3) == 0
-    assert "0 of 25 correct rules rejected" in capsys.readouterr().out
+    assert random_rules.main(cases=10, seed_of_all=3) == 0
+    assert "0 of 10 correct rules rejected" in capsys.readouterr().out
 
 
 def test_other_arguments_are_passed_on():
@@ -320,14 +320,14 @@ def test_a_derivative_that_is_a_true_zero_may_be_rounding():
     def narrow(x, b):
         return f(x.astype(jnp.float32), b.astype(jnp.float32))
 
-    for args in ((jnp.arange(4.0), jnp.float32(0.3)), (jnp.float32([0.1, 1.3, -0.7]), jnp.float32(2.1))):
-        for check in (check_vjp, check_jvp):
-            for settings in ({}, {"reference": f}):
-                report = check(f, *args, **settings)
-                assert report.ok, str(report)
-            report = check(narrow, *args, reference=f)
+    args = jnp.float32([0.1, 1.3, -0.7]), jnp.float32(2.1)
+    alone = lambda b: f(args[0].astype(b.dtype), b)  # noqa: E731
+    for check in (check_vjp, check_jvp):
+        for given in ((f, *args), (alone, args[1])):
+            report = check(*given)
             assert report.ok, str(report)
-            report = check(lambda b, x=args[0]: f(x.astype(b.dtype), b), args[1])  # alone
+        for fn in (f, narrow):
+            report = check(fn, *args, reference=f)
             assert report.ok, str(report)
 
 

@@ -50,6 +50,7 @@ def test_a_prediction():
     assert scaling.predicted(scaling.Work(0, 5, 100, 300, 0), 1, rates._replace(link=math.inf))[2] == 0
 
 
+@pytest.mark.slow
 def test_the_tables(capsys):
     scaling.main(hidden_sizes=(16,), batch_size=32)
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]

@@ -40,9 +40,10 @@ def test_every_third_mutant_is_caught(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(4, 5, 3), (784, 256, 10)])
+@pytest.mark.parametrize(("sizes", "dtype"), [((4, 5, 3), "float64"), ((784, 256, 10), "float32")], indirect=["dtype"])
 @pytest.mark.parametrize("name", mutants.MUTANTS)
-def test_every_mutant_is_caught_in_both_dtypes_and_a_large_network(name, sizes, dtype):
+def test_every_mutant_is_caught_in_a_small_and_a_large_network(name, sizes, dtype):
+    """The other way round by `scripts/checks/mutants.py`: the checker judges in float64 in any case."""
     assert caught(name, sizes, dtype)
 
 
@@ -55,11 +56,11 @@ def test_the_correct_one_is_not(sizes, dtype):
 
 @pytest.mark.slow
 def test_no_false_alarm_in_a_short_sweep(capsys):
-    """Of five networks."""
-    status = false_alarms.main(cases=50, seed=1, draws=10)
+    """Of three networks."""
+    status = false_alarms.main(cases=30, seed=1, draws=10)
     printed = capsys.readouterr().out
     assert status == 0, printed
-    assert printed.startswith("0 of 50 correct gradients rejected (seed 1: ")
+    assert printed.startswith("0 of 30 correct gradients rejected (seed 1: ")
 
 
 def test_a_false_alarm_is_printed_with_what_reproduces_it(monkeypatch, capsys):
@@ -143,7 +144,9 @@ FLAT = Activation("tanh", jnp.tanh, lambda z, a: jnp.ones_like(z))
         pytest.param(
             lambda p, x, y, s: (p, x, y, s, lambda g: jax.tree.map(lambda g: 7 * g, g)),
             "all of it is 7 times", marks=pytest.mark.slow),
-        (lambda p, x, y, s: (p, x, y, s, lambda g: [g[0], (g[1][0].T, g[1][1]), g[2]]), "layer 2 W: .* transposed"),
+        pytest.param(
+            lambda p, x, y, s: (p, x, y, s, lambda g: [g[0], (g[1][0].T, g[1][1]), g[2]]),
+            "layer 2 W: .* transposed", marks=pytest.mark.slow),
         (
             lambda p, x, y, s: (p, x, y, s, lambda g: [(g[0][0].at[2, 3].set(0), g[0][1]), *g[1:]]),
             r"layer 1 W: worst at \(2, 3\): 0, expected .*; 5.00% of the entries are wrong; 1 entries are zero",
@@ -158,10 +161,9 @@ FLAT = Activation("tanh", jnp.tanh, lambda z, a: jnp.ones_like(z))
         pytest.param(
             lambda p, x, y, s: (p, x, (y + 1) % 3, s, same),
             "exactly the gradient that results if the class ids are [+]1 off", marks=pytest.mark.slow),
-        (
+        pytest.param(
             lambda p, x, y, s: (p, x, y, {k: v for k, v in s.items() if k != "masks"}, same),
-            "exactly the gradient that results if the masks are forgotten",
-        ),
+            "exactly the gradient that results if the masks are forgotten", marks=pytest.mark.slow),
         pytest.param(
             lambda p, x, y, s: (p, x, y, {k: v for k, v in s.items() if k != "sample_weight"}, same),
             "exactly the gradient that results if the sample weights are forgotten", marks=pytest.mark.slow),
@@ -221,8 +223,8 @@ def backward_right_hand(slope, params, x, y, arrays):
     return funcnet.backward(params, x, y, Network(right_hand(slope)), **arrays)
 
 
-@pytest.mark.parametrize(("slope", "ok"), [(0.5, True), (1.5, False), (-0.5, False), *(
-    pytest.param(side, True, marks=pytest.mark.slow) for side in (0.0, 1.0))])  # fmt: skip
+@pytest.mark.parametrize(("slope", "ok"), [(0.5, True), (-0.5, False), *(
+    pytest.param(side, side <= 1, marks=pytest.mark.slow) for side in (0.0, 1.0, 1.5))])  # fmt: skip
 def test_at_a_kink_either_side_is_right_and_nothing_else(slope, ok, call):
     """A unit that is exactly at 0 for two samples of seven."""
     params, x, y = call
