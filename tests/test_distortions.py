@@ -91,7 +91,7 @@ def test_affine_maps_are_rotation_times_shear_times_scale(amounts):
 
 @pytest.mark.parametrize("sigma", [*(pytest.param(s, marks=pytest.mark.slow) for s in (3.0, 6.0)), 4.0])
 def test_the_elastic_field_is_smoothed_noise(sigma):
-    """Variance and correlations, against SciPy's Gaussian filter of noise on every pixel."""
+    """Variance and correlations, against SciPy's Gaussian filter of noise on every pixel. Slow: other widths."""
     u = displacements(Distortion(alpha=30.0, sigma=sigma))
     noise = np.random.default_rng(0).uniform(-1, 1, (300, 80, 80))
     filtered = 30 * ndimage.gaussian_filter(noise, (0, sigma, sigma))[:, 26:54, 26:54]

@@ -635,6 +635,7 @@ def test_compute_dtype():
 @pytest.mark.mnist
 @pytest.mark.slow
 def test_the_script_on_mnist(mnist, optimized, tmp_path, capsys):
+    """Slow: it trains on all of MNIST; test_tutorials has it on digits."""
     per_sample_mnist.adversarial(epochs=1, seeds=1, out=tmp_path / "adversarial.png")
     per_sample_mnist.hardest(epochs=1, seeds=1, out=tmp_path / "hardest.png")
     per_sample_mnist.private(epochs=1, seeds=1, validation=1000)

@@ -52,6 +52,7 @@ def test_a_prediction():
 
 @pytest.mark.slow
 def test_the_tables(capsys):
+    """Slow: it compiles for six meshes and a pod; what the tables hold is tested above."""
     scaling.main(hidden_sizes=(16,), batch_size=32)
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
     assert [row[0].strip("| ") for row in rows] == ["data=1", "data=2", "data=4", "data=8", "data=4,model=2", "model=8"]

@@ -177,6 +177,7 @@ FLAT = Activation("tanh", jnp.tanh, lambda z, a: jnp.ones_like(z))
     ],
 )  # fmt: skip
 def test_the_report_says_what_it_looks_like(call, change, said):
+    """Slow: causes of a kind that another one here shows."""
     params, x, y = call
     masks = tuple((np.random.default_rng(n).uniform(size=(7, n)) < 0.7).astype(np.float32) for n in (4, 5, 6))
     arrays = {"masks": (*masks[:2], None), "sample_weight": np.linspace(0.5, 1, 7, dtype=np.float32)}
@@ -226,7 +227,7 @@ def backward_right_hand(slope, params, x, y, arrays):
 @pytest.mark.parametrize(("slope", "ok"), [(0.5, True), (-0.5, False), *(
     pytest.param(side, side <= 1, marks=pytest.mark.slow) for side in (0.0, 1.0, 1.5))])  # fmt: skip
 def test_at_a_kink_either_side_is_right_and_nothing_else(slope, ok, call):
-    """A unit that is exactly at 0 for two samples of seven."""
+    """A unit that is exactly at 0 for two samples of seven. Slow: the other slopes between the sides and outside."""
     params, x, y = call
     x = x.copy()
     x[2] = x[5] = 0
@@ -528,6 +529,7 @@ def absolute_error(slope):
 @pytest.mark.parametrize(("slope", "ok"), [*(
     pytest.param(slope, True, marks=pytest.mark.slow) for slope in (0, -1)), (1.2, False)])  # fmt: skip
 def test_a_loss_at_its_kinks(slope, ok, call):
+    """Slow: what is correct, since a loss of its own is compiled for each slope."""
     report = testing.check_loss(absolute_error(slope), class_ids=False)
     assert [row.leaf for row in report.rows if not row.ok] == ([] if ok else ["at ties, targets"])
     params, x = jax.tree.map(lambda a: np.round(4 * a) / 4, call[:2])  # exact, so that they tie in float64, too

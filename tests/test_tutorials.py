@@ -175,7 +175,7 @@ TAKES_DIGITS = {  # scripts with the least that they do
 }
 
 
-SOON_DONE = ("forward_pass", "ten_hidden_units", "hardest")
+SOON_DONE = ("forward_pass", "ten_hidden_units", "hardest")  # the others take seconds, and are slow tests
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_the_new_loss_minds_outliers_less():
 def test_ten_hidden_units_by_gradient_descent(mnist, optimized):
     """85% in training and 84% held out: 84% to 87% on both, in three seeds.
 
-    That is said of 41,000 images; 12,000 give the same to 0.3%, in a quarter of the time.
+    That is said of 41,000 images; 12,000 give the same to 0.3%, in a quarter of the time. Slow, since it trains.
     """
     ((_, _, (train, held_out)),) = ten_hidden_units.accuracies(
         ten_hidden_units.split(images=12_000), ten_hidden_units.SETTINGS[:1], seeds=3
@@ -402,6 +402,7 @@ def test_a_sweep_tries_every_value_with_every_other():
 
 @pytest.mark.slow
 def test_a_network_of_a_sweep_is_as_by_itself():
+    """Slow: the quick tests compare `training.for_each` with each by itself."""
     x, y = jax.random.uniform(jax.random.key(0), (64, 12)), jnp.arange(64) % 10
     of_each = jnp.array([0.01, 0.1]), jnp.array([0.0, 0.5]), jnp.array([0.0, 1.0]), jnp.array([3, 4])
     networks = sweep.train(of_each, x, y, hidden=5, epochs=2)
@@ -419,6 +420,7 @@ def test_a_network_of_a_sweep_is_as_by_itself():
 @pytest.mark.slow
 @pytest.mark.parametrize("script", [three_tasks, any_loss, maximum_likelihood], ids=lambda s: s.__name__)
 def test_a_script_prints_its_table_and_draws_its_picture(script, tmp_path, capsys):
+    """Slow: the whole script; its parts are tested above."""
     script.main(out=tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert "picture.png" in capsys.readouterr().out
