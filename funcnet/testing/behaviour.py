@@ -21,7 +21,7 @@ def behaviour(kind, operator, f, point, pair, rows, wide, accuracy) -> tuple[tup
 
     `pair` is two cotangents or tangents, `rows` the verdicts on the arguments, `wide` whether float64 is exact.
     """
-    floating, terms = point.floating, max(float(terms_of(v).max(initial=0.0)) for v in point.value)
+    floating, terms = point.floating, _terms(f, point.floating) if wide else 0.0
     again = (_again(kind, operator, f, floating, pair), *_under_jit(operator, floating, pair[0], accuracy, terms))
     # In a narrower dtype 64 eps, at most 5%, or 8 times what the rule itself is off.
     eps = [(row.eps or 0.0, row.error) for row in rows if row.ok]
@@ -40,6 +40,18 @@ def behaviour(kind, operator, f, point, pair, rows, wide, accuracy) -> tuple[tup
     rounding = ROUNDING_FLOOR * eps_of(np.float64) if wide else within
     judged = [_judged(name, got, want, within, rounding, terms) for name, (got, want) in found.items()]
     return (*again, *judged), notes
+
+
+def _terms(f, floating) -> float:
+    """The size of the value, or of the terms that it may be the sum of."""
+    with enable_x64(True):
+        there = cast_to(floating, np.float64)
+
+    def values(t):
+        with enable_x64(True):
+            return np.concatenate([np.ravel(leaf) for leaf in as_arrays(f([leaf + t for leaf in there]))])
+
+    return max(terms_of(values), float(np.abs(values(0.0)).max(initial=0.0)))
 
 
 def _properties(kind, operator, f) -> dict[str, Callable[..., Any]]:

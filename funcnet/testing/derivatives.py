@@ -10,6 +10,7 @@ from funcnet.testing.report import Row, leaf_row, structure_rows, verdict
 from funcnet.testing.trees import as_arrays, cast_like, cast_to, enable_x64, eps_of, narrowest
 
 HALF_WRONG = 0.25  # relative: no rounding that can be judged
+IN_FLOAT64_ALONE = "in float64 alone: there the value is another one (random numbers drawn without a dtype?)"
 SPARSE = 4  # cotangents, or tangents of an argument, with a single 1
 ROUNDINGS, IN_HALF = 64.0, 4.0  # eps that are allowed in any case; fewer where an eps is 0.1% or 1%
 
@@ -71,8 +72,12 @@ def draws_other_numbers(f, point) -> bool:
     """Whether the value in float64 is another one, as where `jax.random` draws in its default dtype."""
     with enable_x64(True):
         there = as_arrays(f(cast_to(point.floating, np.float64)))
-    pairs = zip(point.value, there, strict=True)
-    return any(np.abs(a - b).max(initial=0.0) > HALF_WRONG * np.abs(b).max(initial=0.0) for a, b in pairs)
+    for here, wide in zip(point.value, there, strict=True):
+        eps = eps_of(here.dtype)
+        rounding = roundings(eps) * eps  # a value of zero may be no more than that
+        if np.abs(here - wide).max(initial=0.0) > HALF_WRONG * np.abs(wide).max(initial=rounding):
+            return True
+    return False
 
 
 def _computes_in_float64(operator, args) -> tuple[bool | None, str]:
@@ -120,9 +125,6 @@ def roundings(eps) -> float:
 def without_reference(why) -> str:
     """What a report says if differences cannot judge either."""
     return f"cannot be judged: {why}, and differences need float64: pass the same function in plain JAX as reference="
-
-
-IN_FLOAT64_ALONE = "in float64 alone: there the value is another one (random numbers drawn without a dtype?)"
 
 
 def unlike_itself(error, dtype) -> str:

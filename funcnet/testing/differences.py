@@ -25,7 +25,7 @@ ROUNDING_FLOOR = 1024.0  # eps of the function's value: smaller than that, a gra
 AT_KINKS = "at a kink: between the gradients of points around it"
 
 
-def differences(move, gradient, norm, seed, accuracy=0.0) -> tuple[bool | None, str]:
+def differences(move, gradient, norm, seed, accuracy=0.0, terms=1.0) -> tuple[bool | None, str]:
     """Whether differences along a leaf agree with its gradient (None: cannot tell), and the text for the report."""
     worst, judged, allowed = 0.0, 0, max(DIFFERENCE_TOLERANCE, accuracy)
     if gradient.size <= 16:
@@ -33,7 +33,7 @@ def differences(move, gradient, norm, seed, accuracy=0.0) -> tuple[bool | None, 
     else:
         directions = [random_direction(seed + k, gradient.shape) for k in range(3)]
     for v in directions:
-        slope, noise = map(float, central_difference(move(v)))
+        slope, noise = map(float, central_difference(move(v), terms))
         expected = float(np.sum(gradient * v))
         scale = max(abs(expected), norm / math.sqrt(gradient.size), 1e-300)
         if not norm and abs(slope) > CLEARLY * noise:  # a gradient of zero, but the function changes
@@ -49,23 +49,32 @@ def differences(move, gradient, norm, seed, accuracy=0.0) -> tuple[bool | None, 
     return worst <= allowed, f"differences {relative(worst)}{doubt}"
 
 
-def terms_of(value):
-    """How large the terms are that a value may be the sum of: 1 or more, but of a tiny value a million times it."""
-    sizes = np.abs(value)
-    largest = float(sizes.max(initial=0.0))
-    return np.maximum(sizes, min(1.0, 1e6 * largest) if largest else 1.0)
+def terms_of(f) -> float:
+    """How large the terms are that the values `f(0)` are sums of, as rounding shows; 1, unless the values are tiny.
+
+    A value of 1e-16 may be what is left of terms that cancel, or an energy in SI units. Along the smallest moves a
+    function is linear, and the rest is the rounding of its terms.
+    """
+    here = np.abs(f(0.0)).max(initial=0.0)
+    if not 0 < here < 1e-6:
+        return 1.0
+    steps = np.arange(-4.0, 5.0)
+    values = np.array([np.ravel(f(1e-9 * k)) for k in steps])
+    line = np.stack([np.ones_like(steps), steps], 1)
+    rounding = np.abs(values - line @ np.linalg.pinv(line) @ values).max()
+    return float(min(1.0, max(here, 64 * rounding / np.finfo(np.float64).eps)))
 
 
-def rounded_zero(a, exact, value) -> np.ndarray:
+def rounded_zero(a, exact, value, terms) -> np.ndarray:
     """`a`, or zeros if the exact derivative of that value is only the rounding of zero, and `a` that in its dtype."""
-    terms = float(terms_of(np.asarray(value, np.float64)).max(initial=0.0))
+    terms = max(terms, float(np.abs(value).max(initial=0.0)))
     eps, floor = eps_of(a.dtype), ROUNDING_FLOOR * eps_of(np.float64)
     small = np.abs(exact).max(initial=0.0) <= floor * terms
     small = small and np.abs(a).max(initial=0.0) <= max(floor, roundings(eps) * eps) * terms
     return np.zeros_like(a) if small else a
 
 
-def central_difference(f) -> tuple[np.ndarray, np.ndarray]:
+def central_difference(f, terms=1.0) -> tuple[np.ndarray, np.ndarray]:
     """The slopes of an array `f` at 0, to sixth order, and their noise: how far two steps or the two sides differ."""
 
     def slope(h):
@@ -73,7 +82,7 @@ def central_difference(f) -> tuple[np.ndarray, np.ndarray]:
 
     f = functools.cache(f)
     here = f(0.0)
-    rounding = 8 * np.finfo(np.float64).eps * terms_of(here)  # which may have cancelled
+    rounding = 8 * np.finfo(np.float64).eps * np.maximum(terms, np.abs(here))  # terms may have cancelled
     tried = []
     for h in (1e-3, 1e-2, 1e-4, 1e-5, 1e-6):
         coarse, fine = slope(h), slope(h / 2)
@@ -112,6 +121,10 @@ class Moves(NamedTuple):
             moved = jax.device_put(moved) if isinstance(jax.tree.leaves(self.args[0])[i], jax.Array) else moved
             return float(self._with(i, moved))
 
+    def terms(self) -> float:
+        """How large the terms of the value may be."""
+        return terms_of(lambda t: np.float64(self.at(0, self.leaf(0) + t)))
+
     def each_entry(self, i) -> Callable[[float], np.ndarray]:
         """`f(t)`, the values with each entry of leaf `i` moved by `t` alone, from one program if there can be one."""
         leaf = self.leaf(i)
@@ -141,7 +154,7 @@ def taylor_order(f, gradient, seed) -> str:
     for h in (1e-3, 1e-2, 1e-1, 1.0):
         steps = h * 0.5 ** np.arange(6)
         remainders = np.array([abs(f(t) - here - t * slope) for t in steps])
-        if remainders[-1] > 1e3 * np.finfo(np.float64).eps * terms_of(here):
+        if remainders[-1] > 1e3 * np.finfo(np.float64).eps * max(abs(here), 1.0):
             return f"Taylor order {np.median(np.log2(remainders[:-1] / remainders[1:])):.2f}"
     return "no visible Taylor remainder"
 
@@ -171,6 +184,7 @@ def judge_by_differences(
     if rows := structure_rows(got, args[0]):
         return rows
     moves, rows = Moves(value_of, args64), []
+    terms = moves.terms()
     for i, (name, own) in enumerate(zip(names or leaf_names(args[0]), as_arrays(got), strict=True)):
         leaf, eps = moves.leaf(i), eps_of(jnp.result_type(own))
         if name in stopped or not leaf.size:
@@ -180,12 +194,12 @@ def judge_by_differences(
             fault = f"cannot be judged: the value is {value.dtype} where the arguments are float64: too inaccurate"
             row = Row(name, leaf.shape, math.inf, False, "", fault)
         else:
-            row = _along_a_few(name, moves, i, got64[i], seed, accuracy)
-            row = row or along_entries(name, moves, i, got64[i], seed, accuracy)
+            row = _along_a_few(name, moves, i, got64[i], seed, accuracy, terms)
+            row = row or along_entries(name, moves, i, got64[i], seed, accuracy, terms)
         if in_float64_alone:
             rows.append(row._replace(rungs=f"{row.rungs}, {IN_FLOAT64_ALONE}"))
             continue
-        own, moved, exact = (rounded_zero(g, got64[i], value) for g in (own, moved64[i], got64[i]))
+        own, moved, exact = (rounded_zero(g, got64[i], value, terms) for g in (own, moved64[i], got64[i]))
         error = error_in_eps(own, exact, eps)
         allowed = max(eps**-0.5, accuracy / eps, MOVES_ALLOWED * error_in_eps(moved, exact, eps))
         if row.ok and AT_KINKS not in row.rungs and error > allowed:
@@ -196,10 +210,10 @@ def judge_by_differences(
     return tuple(rows)
 
 
-def _along_a_few(name, moves, i, gradient, seed, accuracy) -> Row | None:
+def _along_a_few(name, moves, i, gradient, seed, accuracy, terms) -> Row | None:
     """A row if the gradient agrees with the differences along a few directions; None: each entry must tell."""
     leaf, norm = moves.leaf(i), float(np.linalg.norm(gradient))
-    agrees, text = differences(lambda v: lambda t: moves.at(i, leaf + t * v), gradient, norm, seed, accuracy)
+    agrees, text = differences(lambda v: lambda t: moves.at(i, leaf + t * v), gradient, norm, seed, accuracy, terms)
     return Row(name, leaf.shape, 0.0, True, f"{text} alone") if agrees and norm and "noisy" not in text else None
 
 
@@ -217,19 +231,19 @@ def _moved_by_eps(args, seed):
     return jax.tree.map(moved, args)
 
 
-def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE) -> Row:
+def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE, terms=1.0) -> Row:
     """A row for a leaf: its gradient against differences along each entry, or for a large leaf random directions."""
     leaf, at, double_eps = moves.leaf(i), partial(moves.at, i), eps_of(np.float64)
     each = leaf.size <= ENTRY_BY_ENTRY
     if each:
         expected = gradient.ravel()
-        slopes, noise = central_difference(moves.each_entry(i))
+        slopes, noise = central_difference(moves.each_entry(i), terms)
     else:
         directions = [random_direction(seed + k, leaf.shape) for k in range(8)]
         expected = np.array([np.sum(gradient * v) for v in directions])
-        slopes, noise = np.array([central_difference(lambda t, v=v: at(leaf + t * v)) for v in directions]).T
+        slopes, noise = np.array([central_difference(lambda t, v=v: at(leaf + t * v), terms) for v in directions]).T
     size = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slopes, expected))
-    unsure = noise > max(accuracy * size, 1e-11 * float(terms_of(at(leaf))))
+    unsure = noise > max(accuracy * size, 1e-11 * max(terms, abs(at(leaf))))
     off = ~(np.abs(slopes - expected) <= np.maximum(accuracy * size, 10 * noise)) & ~np.isnan(slopes)
     off |= ~np.isfinite(expected)
     worst = np.abs(slopes - expected).max(initial=0.0, where=~np.isnan(slopes))
@@ -287,7 +301,7 @@ def _gradient_at(at, moved, entries) -> np.ndarray:
         by = np.zeros(moved.size)
         by[entry] = h
         here, left, right = at(moved), at(moved - by.reshape(moved.shape)), at(moved + by.reshape(moved.shape))
-        rounding = 1e-14 * float(terms_of(here))
+        rounding = 1e-14 * max(1.0, abs(here))
         kinked = abs(right - 2 * here + left) > 0.01 * max(abs(right - here), abs(here - left)) + rounding
         return np.nan if kinked else (right - left) / (2 * h)
 

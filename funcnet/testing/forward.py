@@ -76,10 +76,12 @@ def _tangent_row(name, f, push, by_reference, floating, u, value, wide, compare,
         args64 = cast_to((floating, u), np.float64)
         got64 = as_arrays(program(*args64)) if wide else [np.asarray(g, np.float64) for g in got]
         want64 = None if by_reference is None else as_arrays(as_one_program(by_reference)(*args64))
+    at = _along(f, args64)
+    terms = [terms_of(partial(at, j=j)) if wide else 0.0 for j in range(len(got))]
     rows = []
     for j, own in enumerate(got):
         eps, exact = eps_of(own.dtype), (want64 or got64)[j]
-        own, own64 = (rounded_zero(a, exact, value[j]) for a in (own, got64[j]))
+        own, own64 = (rounded_zero(a, exact, value[j], terms[j]) for a in (own, got64[j]))
         if np.isnan(own).any():
             rows.append(verdict(name, (), False, "", "it is NaN, which a derivative never is"))
         if want64 is None:
@@ -87,10 +89,12 @@ def _tangent_row(name, f, push, by_reference, floating, u, value, wide, compare,
                 fault = f"in {own.dtype} it is {relative(error_in_eps(own, own64, eps) * eps)} from itself in float64"
                 rows.append(verdict(name, (), False, "", fault))
             continue
-        want = rounded_zero(want64[j], exact, value[j])
+        want = rounded_zero(want64[j], exact, value[j], terms[j])
         with enable_x64(own.dtype == np.float64):
             narrow = np.asarray(as_one_program(by_reference)(floating, u)[j])
-        noise = min(error_in_eps(rounded_zero(narrow, exact, value[j]), want, eps), 1 / eps)  # at most 100% wrong
+        noise = min(
+            error_in_eps(rounded_zero(narrow, exact, value[j], terms[j]), want, eps), 1 / eps
+        )  # at most 100% wrong
         allowed = max(roundings(eps), NOISE_ALLOWANCE * noise, accuracy / eps)
         rows.append(leaf_row(name, own, want, allowed, eps, "reference"))
         if wide:
@@ -99,29 +103,35 @@ def _tangent_row(name, f, push, by_reference, floating, u, value, wide, compare,
         elif noise * eps > HALF_WRONG:
             rows.append(verdict(name, (), False, "", unlike_itself(noise * eps, own.dtype)))
     if wide:
-        rows += _by_slopes(name, f, got64, args64, max(DIFFERENCE_TOLERANCE, accuracy))
+        rows += _by_slopes(name, at, got64, terms, max(DIFFERENCE_TOLERANCE, accuracy))
     worst = min(rows, key=lambda row: (row.ok, -row.error * (row.eps or 1.0)))
     rungs = ", ".join(dict.fromkeys(row.rungs for row in rows if row.rungs))
     return worst._replace(rungs=rungs)
 
 
-def _by_slopes(name, f, got64, args64, accuracy) -> list[Row]:
-    """A row for each output: the tangent against the difference along it, or at a kink between its two sides."""
-    (floating, u), program, eps = args64, as_one_program(f), eps_of(np.float64)
+def _along(f, args64):
+    """`at(t, j)`: output `j`, with the arguments moved by `t` along the tangent, in float64."""
+    (floating, u), program = args64, as_one_program(f)
 
     def at(t, j):
         with enable_x64(True):
             return np.asarray(program([leaf + t * by for leaf, by in zip(floating, u, strict=True)])[j])
 
+    return at
+
+
+def _by_slopes(name, at, got64, terms, accuracy) -> list[Row]:
+    """A row for each output: the tangent against the difference along it, or at a kink between its two sides."""
+    eps = eps_of(np.float64)
     rows = []
     for j, got in enumerate(got64):
-        slope, noise = central_difference(partial(at, j=j))
+        slope, noise = central_difference(partial(at, j=j), terms[j])
         here, finite = at(0.0, j), np.isfinite(slope)
         size = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slope, got))
-        terms = float(terms_of(here).max(initial=0.0))
-        h, doubt = 1e-7 * max(1.0, terms) ** 0.5, ~(noise <= accuracy * size)  # near a kink: between the two sides
+        scale = max(terms[j], np.abs(here).max(initial=0.0))
+        h, doubt = 1e-7 * max(1.0, scale) ** 0.5, ~(noise <= accuracy * size)  # near a kink: between the two sides
         sides = (here - at(-h, j)) / h, (at(h, j) - here) / h
-        slack = 1e-5 * size + 8 * eps * terms / h
+        slack = 1e-5 * size + 8 * eps * scale / h
         low, high = np.minimum(*sides) - slack, np.maximum(*sides) + slack
         low, high = np.where(finite, low, -np.inf), np.where(finite, high, np.inf)  # at the edge of the domain
         want = np.where(doubt, np.clip(got, low, high), slope)

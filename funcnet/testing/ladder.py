@@ -20,7 +20,6 @@ from funcnet.testing.differences import (
     random_direction,
     rounded_zero,
     taylor_order,
-    terms_of,
 )
 from funcnet.testing.report import Row, error_in_eps, leaf_row, relative, structure_rows, where_it_starts
 from funcnet.testing.subgradients import is_subgradient
@@ -91,6 +90,7 @@ class _Wide(NamedTuple):
     want: list[np.ndarray]
     narrow: list[np.ndarray]  # jax.grad in the arguments' dtype, or float32 for float64: what rounding costs it
     value: float
+    terms: float  # how large those may be that it is the sum of
     moves: Moves
     gradients_at: Callable[[int], Callable[[np.ndarray, np.ndarray], np.ndarray]]
 
@@ -109,7 +109,8 @@ def _in_float64(fn, reference, by_hand, args, narrow) -> _Wide:
         if any(leaf.dtype == np.float64 for leaf in narrow):
             narrow = as_arrays(reference(*cast_to(args, np.float32)))
     gradients_at = _gradients_at(reference, args64)
-    return _Wide(got, want, narrow, float(value), Moves(value_of, args64), gradients_at)
+    moves = Moves(value_of, args64)
+    return _Wide(got, want, narrow, float(value), moves.terms(), moves, gradients_at)
 
 
 def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.ndarray], np.ndarray]]:
@@ -150,7 +151,7 @@ def _widen(here, i, wide, got, want, eps, floor, *, tolerance, in_float64, seed,
     """A row for all references, from one for `jax.grad` in the arguments' dtype."""
     want64, narrow, got64 = wide.want[i], wide.narrow[i], got if wide.got is None else wide.got[i]
     if wide.got is None:
-        got64, want64, narrow = (rounded_zero(a, want64, wide.value) for a in (got64, want64, narrow))
+        got64, want64, narrow = (rounded_zero(a, want64, wide.value, wide.terms) for a in (got64, want64, narrow))
     narrow_eps, double_eps = eps_of(narrow.dtype), eps_of(got64.dtype)
     noise = min(error_in_eps(narrow, want64, narrow_eps), 1 / narrow_eps)  # at most 100% wrong
     allowed = max(tolerance, NOISE_ALLOWANCE * noise)
@@ -159,7 +160,7 @@ def _widen(here, i, wide, got, want, eps, floor, *, tolerance, in_float64, seed,
     got64 = np.asarray(got64, np.float64)
     double = leaf_row(here.leaf, got64, want64, double_allowed, double_eps, "")
     if noise > 100 or not want64.any():  # its terms cancel, or it is saturated: only rounding is left
-        floor = max(floor, ROUNDING_FLOOR * float(terms_of(wide.value)) * eps_of(np.float64))
+        floor = max(floor, ROUNDING_FLOOR * max(abs(wide.value), wide.terms) * eps_of(np.float64))
     if np.abs(np.asarray(got, np.float64) - want).max(initial=0) <= floor / eps_of(np.float64) * eps:
         here = here._replace(ok=True, fault="")
     if np.abs(got64 - want64).max(initial=0) <= floor:
@@ -186,9 +187,16 @@ def _widen(here, i, wide, got, want, eps, floor, *, tolerance, in_float64, seed,
         size = max(float(np.linalg.norm(g)) for g in (got64, want64))
         value_at, leaf = partial(wide.moves.at, i), wide.moves.leaf(i)
         exact = want64 if wide.got is None else got64
-        agrees, text = differences(lambda v: lambda t: value_at(leaf + t * v), exact, size, seed, in_float64)
+        agrees, text = differences(
+            lambda v: lambda t: value_at(leaf + t * v), exact, size, seed, in_float64, wide.terms
+        )
         rungs += [text, taylor_order(lambda t: value_at(leaf + t * random_direction(seed, leaf.shape)), exact, seed)]
-        if row.ok and agrees is False and kinks and along_entries(row.leaf, wide.moves, i, exact, seed).ok:
+        if (
+            row.ok
+            and agrees is False
+            and kinks
+            and along_entries(row.leaf, wide.moves, i, exact, seed, terms=wide.terms).ok
+        ):
             agrees = None  # a kink that no single entry shows
             rungs += [] if AT_KINKS in rungs else [AT_KINKS]
         if row.ok and agrees is False:
