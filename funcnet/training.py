@@ -41,7 +41,7 @@ Augment = Callable[..., tuple[Array, Array, Array | None]]  # (key, params, x, y
 MakeMasks = Callable[[Array, Params, tuple[int, ...]], Any]  # (key, params, batch_shape) -> masks
 
 # On a CPU one network of 2.5 MB keeps two cores and their caches busy. Networks of 0.1 to 1.2 MB took 0.77 to 0.99 of
-# their time in turn when there were four at a time, and eight at a time were no faster.
+# their time in turn when there were four at a time; eight at a time were no faster (`benchmark.py sweep` times four).
 SIDE_BY_SIDE, SMALL = 4, 1.25e6
 
 
