@@ -6,8 +6,12 @@ from functools import partial
 
 import numpy as np
 
-ALIKE = 1e-4  # relative to the largest entry; near enough to be no coincidence, far enough for float32
-ALIKE_IN_HALF = 3e-2
+ALIKE = 1e-4  # near enough to be no coincidence, far enough for float32
+
+
+def alike(eps) -> float:
+    """How near two gradients must be to be called the same, relative to the largest entry."""
+    return ALIKE if eps < 1e-4 else 3e-2
 
 
 def likely_cause(got: np.ndarray, want: np.ndarray, eps: float = 0.0) -> str:
@@ -17,24 +21,24 @@ def likely_cause(got: np.ndarray, want: np.ndarray, eps: float = 0.0) -> str:
         return "it is not finite" if np.isfinite(want).all() else ""
     if not got.any():
         return "all of it is zero"
-    if cause := next(_causes(got, want, ALIKE if eps < 1e-4 else ALIKE_IN_HALF), ""):
+    if cause := next(_causes(got, want, alike(eps)), ""):
         return cause
     rough = eps > 1e-4 and np.abs(got - want).max() < 100 * eps * np.abs(want).max()
     return "too inaccurate: are sums accumulated in half precision?" if rough else ""
 
 
-def _causes(got, want, alike) -> Iterator[str]:
-    close = partial(np.allclose, rtol=alike, atol=alike * np.abs(want).max(initial=0.0))
+def _causes(got, want, within) -> Iterator[str]:
+    close = partial(np.allclose, rtol=within, atol=within * np.abs(want).max(initial=0.0))
     factor = float((got * want).sum() / (want * want).sum()) if want.any() else 0.0
     if factor and close(got / factor, want):
         yield (
             "the sign is wrong"
-            if abs(factor + 1) < alike
+            if abs(factor + 1) < within
             else f"all of it is {_number(factor)} times the expected value"
         )
     if want.ndim == 2 and want.shape[0] == want.shape[1] and close(got.T, want):
         yield "it is transposed"
-    if want.ndim == 1 and want.size > 1 and np.ptp(got) <= 1e-6 * np.abs(got).max() and np.ptp(want) > alike:
+    if want.ndim == 1 and want.size > 1 and np.ptp(got) <= 1e-6 * np.abs(got).max() and np.ptp(want) > within:
         yield "all entries are the same: summed over the units too?"
     missing, extra = (got == 0) & (want != 0), (want == 0) & (got != 0)
     if missing.any() and close(got[~missing], want[~missing]):
@@ -51,7 +55,7 @@ def _causes(got, want, alike) -> Iterator[str]:
     for axes in itertools.chain(((axis,) for axis in range(want.ndim)), itertools.combinations(range(want.ndim), 2)):
         if want.ndim > 1 and all(want.shape[axis] > 1 for axis in axes) and len(axes) < want.ndim:
             yield from _along(got, want, axes, close)
-    if alike == ALIKE and close(np.sort(got, axis=None), np.sort(want, axis=None)):
+    if within == ALIKE and close(np.sort(got, axis=None), np.sort(want, axis=None)):
         yield "the entries are correct, but in another order"
     low, high = got.min(), got.max()
     if high > low and (got == high).sum() + (got == low).sum() > 2 and close(got, np.clip(want, low, high)):

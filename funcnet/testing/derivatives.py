@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet.testing.report import Row, leaf_row, structure_rows, verdict
-from funcnet.testing.trees import as_arrays, cast_like, cast_to, enable_x64, eps_of, narrowest
+from funcnet.testing.trees import as_arrays, cast_like, cast_to, coarsest_eps, enable_x64, eps_of
 
 HALF_WRONG = 0.25  # relative: no rounding that can be judged
 IN_FLOAT64_ALONE = "in float64 alone: there the value is another one (random numbers drawn without a dtype?)"
@@ -84,7 +84,7 @@ def _computes_in_float64(operator, args) -> tuple[bool | None, str]:
     """Whether it does, if its arguments are float64, and if not, why; None if it cannot be traced there."""
     with enable_x64(True):
         try:
-            eps = narrowest(operator, *cast_to(args, np.float64))
+            eps = coarsest_eps(operator, *cast_to(args, np.float64))
         except Exception as error:  # any error of a user's function in another dtype
             return None, f"it cannot be traced in float64 ({in_words(error)})"
     wide = eps <= eps_of(np.float64)

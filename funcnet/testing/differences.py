@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnet.testing.derivatives import IN_FLOAT64_ALONE, roundings
-from funcnet.testing.report import Row, error_in_eps, fault_of, relative, structure_rows
+from funcnet.testing.report import Row, also, at_kink, error_in_eps, fault_of, relative, structure_rows
 from funcnet.testing.subgradients import is_subgradient
 from funcnet.testing.trees import as_arrays, as_one_program, cast_to, enable_x64, eps_of, leaf_names, quick_jit
 
@@ -22,11 +22,10 @@ MOVES_ALLOWED = 32.0  # times the change if each number moves by its eps: what r
 SHOWN_BY_ENTRY = 4096  # the largest leaf for which a mistake is located by the difference of each entry
 ENTRY_BY_ENTRY = 256  # if differences alone judge: the largest leaf of which each entry is differentiated
 ROUNDING_FLOOR = 1024.0  # eps of the function's value: smaller than that, a gradient is only rounding
-AT_KINKS = "at a kink: between the gradients of points around it"
 
 
-def differences(move, gradient, norm, seed, accuracy=0.0, terms=1.0) -> tuple[bool | None, str]:
-    """Whether differences along a leaf agree with its gradient (None: cannot tell), and the text for the report."""
+def differences(move, gradient, norm, seed, accuracy=0.0, terms=1.0) -> tuple[bool | None, bool, str]:
+    """Whether differences along a leaf agree with its gradient (None: cannot tell), whether all are sure, and words."""
     worst, judged, allowed = 0.0, 0, max(DIFFERENCE_TOLERANCE, accuracy)
     if gradient.size <= 16:
         directions = np.eye(gradient.size).reshape(-1, *gradient.shape)
@@ -41,12 +40,11 @@ def differences(move, gradient, norm, seed, accuracy=0.0, terms=1.0) -> tuple[bo
         if noise <= allowed * scale / 10:  # otherwise the difference itself is in doubt
             judged += 1
             worst = max(worst, abs(slope - expected) / scale)
-    doubt = (
-        "" if judged == len(directions) else f" ({len(directions) - judged} of {len(directions)} noisy or at a kink)"
-    )
+    sure = judged == len(directions)
+    doubt = "" if sure else f" ({len(directions) - judged} of {len(directions)} noisy or at a kink)"
     if not judged:
-        return None, f"no differences{doubt}"
-    return worst <= allowed, f"differences {relative(worst)}{doubt}"
+        return None, sure, f"no differences{doubt}"
+    return worst <= allowed, sure, f"differences {relative(worst)}{doubt}"
 
 
 def terms_of(f) -> float:
@@ -197,12 +195,12 @@ def judge_by_differences(
             row = _along_a_few(name, moves, i, got64[i], seed, accuracy, terms)
             row = row or along_entries(name, moves, i, got64[i], seed, accuracy, terms)
         if in_float64_alone:
-            rows.append(row._replace(rungs=f"{row.rungs}, {IN_FLOAT64_ALONE}"))
+            rows.append(also(row, IN_FLOAT64_ALONE))
             continue
         own, moved, exact = (rounded_zero(g, got64[i], value, terms) for g in (own, moved64[i], got64[i]))
         error = error_in_eps(own, exact, eps)
         allowed = max(eps**-0.5, accuracy / eps, MOVES_ALLOWED * error_in_eps(moved, exact, eps))
-        if row.ok and AT_KINKS not in row.rungs and error > allowed:
+        if row.ok and not row.at_kink and error > allowed:
             fault = f"in {jnp.result_type(own)} it is {relative(error * eps)} from itself in float64; "
             fault += f"moving each number by its eps changes {relative(allowed * eps / MOVES_ALLOWED)}"
             row = row._replace(ok=False, error=error, fault=f"{fault}: are sums accumulated in it?", eps=eps)
@@ -213,8 +211,10 @@ def judge_by_differences(
 def _along_a_few(name, moves, i, gradient, seed, accuracy, terms) -> Row | None:
     """A row if the gradient agrees with the differences along a few directions; None: each entry must tell."""
     leaf, norm = moves.leaf(i), float(np.linalg.norm(gradient))
-    agrees, text = differences(lambda v: lambda t: moves.at(i, leaf + t * v), gradient, norm, seed, accuracy, terms)
-    return Row(name, leaf.shape, 0.0, True, f"{text} alone") if agrees and norm and "noisy" not in text else None
+    agrees, sure, text = differences(
+        lambda v: lambda t: moves.at(i, leaf + t * v), gradient, norm, seed, accuracy, terms
+    )
+    return Row(name, leaf.shape, 0.0, True, f"{text} alone") if agrees and sure and norm else None
 
 
 def _moved_by_eps(args, seed):
@@ -255,7 +255,7 @@ def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE,
     settings = {"reach": 1e-3, "accuracy": 1e-5, "seed": seed}
     smooth = each and not unsure.any() and _is_linear(at, leaf, slopes, size, seed)
     if each and not smooth and is_subgradient(gradient_at, leaf, gradient, off | unsure, **settings):
-        return row._replace(error=0.0, rungs=f"{rungs}, {AT_KINKS}")
+        return at_kink(row)
     if not off.any():
         worst = int(np.argmax(noise))
         where = f"at {tuple(map(int, np.unravel_index(worst, leaf.shape)))}" if each else f"along direction {worst}"

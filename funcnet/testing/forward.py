@@ -24,7 +24,7 @@ from funcnet.testing.derivatives import (
 )
 from funcnet.testing.differences import DIFFERENCE_TOLERANCE, central_difference, rounded_zero, terms_of
 from funcnet.testing.ladder import FLOAT64_TOLERANCE, NOISE_ALLOWANCE
-from funcnet.testing.report import Row, error_in_eps, leaf_row, relative, verdict
+from funcnet.testing.report import Row, also, error_in_eps, leaf_row, relative, verdict
 from funcnet.testing.trees import as_arrays, as_one_program, cast_to, enable_x64, eps_of
 
 
@@ -59,7 +59,7 @@ def check_forward(fn, reference, point, accuracy, seed) -> tuple[tuple[Row, ...]
                 at = widened((point.floating, by))
                 row = _tangent_row(name, f, push, by_reference, *at, point.value, wide, not alone, accuracy or 0.0)
             if alone:
-                row = row._replace(rungs=f"{row.rungs}, {IN_FLOAT64_ALONE}")
+                row = also(row, IN_FLOAT64_ALONE)
             row = row._replace(shape=np.shape(leaf))
             if kind == "dense":
                 judged.append(row)

@@ -113,7 +113,7 @@ def judge_at_kinks(reference, by_hand, args, near, network) -> tuple[Row, ...]:
         ok = error <= allowed
         rungs = f"{sum(int((layer > 0).sum()) for layer in reach)} units at a kink, {allowed:.3g} eps allowed"
         fault = "" if ok else "outside the gradients on the two sides of its kinks"
-        rows.append(Row(f"sample {i}", sample[1].shape[1:], error, ok, rungs, fault))
+        rows.append(Row(f"sample {i}", sample[1].shape[1:], error, ok, rungs, fault, at_kink=ok))
     return tuple(rows)
 
 

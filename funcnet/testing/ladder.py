@@ -12,7 +12,6 @@ import numpy as np
 
 from funcnet.testing.derivatives import HALF_WRONG, unlike_itself
 from funcnet.testing.differences import (
-    AT_KINKS,
     ROUNDING_FLOOR,
     Moves,
     along_entries,
@@ -21,7 +20,17 @@ from funcnet.testing.differences import (
     rounded_zero,
     taylor_order,
 )
-from funcnet.testing.report import Row, error_in_eps, leaf_row, relative, structure_rows, where_it_starts
+from funcnet.testing.report import (
+    Row,
+    also,
+    at_kink,
+    error_in_eps,
+    leaf_row,
+    relative,
+    structure_rows,
+    verdict,
+    where_it_starts,
+)
 from funcnet.testing.subgradients import is_subgradient
 from funcnet.testing.trees import (
     as_arrays,
@@ -67,20 +76,40 @@ def judge(
         notes.append(f"at the default precision of products on {jax.default_backend()}: {fast:.2g} eps")
     rows, gradients_at = [], _gradients_at(reference, args)
     for i, name in enumerate(names):
+        pair = _Pair(got[i], want[i], tolerances[i], eps[i])
         dtype = want[i].dtype.name if compute_dtype is None else np.dtype(compute_dtype).name
-        here = leaf_row(name, got[i], want[i], tolerances[i], eps[i], f"{called} in {dtype}")
         if wide is not None:
-            floor = 0.0 if floors is None else floors[i]
-            settings = {"tolerance": tolerances[i], "seed": seed, "stopped": name in stopped, "kinks": kinks}
-            settings |= {"in_float64": in_float64, "called": called}
-            here = _widen(here, i, wide, got[i], want[i], eps[i], floor, **settings)
-        elif not here.ok and kinks and compute_dtype is None:
+            floor, settings = 0.0 if floors is None else floors[i], {"stopped": name in stopped, "kinks": kinks}
+            settings |= {"in_float64": in_float64, "seed": seed, "called": called}
+            rows.append(_by_all(name, pair, i, wide, floor=floor, **settings))
+            continue
+        row = pair.row(name, f"{called} in {dtype}")
+        if not row.ok and kinks and compute_dtype is None:
             leaf = np.asarray(jax.tree.leaves(args[0])[i], want[i].dtype)
-            here = _at_kinks(here, gradients_at(i), leaf, [(got[i], want[i], tolerances[i], eps[i])], seed)
-        rows.append(here)
+            row = _at_kinks(row, gradients_at(i), leaf, [pair], seed)
+        rows.append(row)
     if any(np.isnan(leaf).any() for leaf in want):
         notes.append(f"{called} has NaN: those entries of the gradient are only checked to be NaN, too")
     return tuple(rows), (*notes, *where_it_starts(rows))
+
+
+class _Pair(NamedTuple):
+    """The gradient of a leaf and that of `jax.grad`, in one dtype, and how far apart they may be."""
+
+    got: np.ndarray
+    want: np.ndarray
+    allowed: float  # in eps
+    eps: float
+    floor: float = 0.0  # a difference as small as this is none
+
+    def row(self, name, rungs) -> Row:
+        """The verdict on it."""
+        row = leaf_row(name, self.got, self.want, self.allowed, self.eps, rungs)
+        return row._replace(ok=True, fault="") if self.below_floor() else row
+
+    def below_floor(self) -> bool:
+        """Whether the largest difference is."""
+        return bool(np.abs(np.asarray(self.got, np.float64) - self.want).max(initial=0) <= self.floor)
 
 
 class _Wide(NamedTuple):
@@ -136,75 +165,73 @@ def _gradients_at(reference, args) -> Callable[[int], Callable[[np.ndarray, np.n
 def _at_kinks(row, gradient_at, leaf, pairs, seed) -> Row:
     """A wrong row, judged again: correct if each gradient that differs from `jax.grad` is another one at a kink."""
     eps = eps_of(leaf.dtype)
-    for got, want, allowed, own_eps in pairs:
-        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    for pair in pairs:
+        got, want = np.asarray(pair.got, np.float64), np.asarray(pair.want, np.float64)
         size = np.abs(want).max(initial=0.0, where=np.isfinite(want))
-        wrong = ~(np.abs(got - want) <= allowed * own_eps * size)  # also where jax.grad has NaN, e.g. for a norm at 0
-        accuracy = max(100 * eps ** (2 / 3), min(100 * own_eps, 0.05))
+        wrong = ~(np.abs(got - want) <= pair.allowed * pair.eps * size)  # also where jax.grad has NaN, as a norm at 0
+        accuracy = max(100 * eps ** (2 / 3), min(100 * pair.eps, 0.05))
         settings = {"reach": eps ** (1 / 3), "accuracy": accuracy, "seed": seed}
         if wrong.any() and not is_subgradient(gradient_at, leaf, got, wrong, **settings):
             return row
-    return row._replace(ok=True, error=0.0, fault="", rungs=f"{row.rungs}, {AT_KINKS}")
+    return at_kink(row)
 
 
-def _widen(here, i, wide, got, want, eps, floor, *, tolerance, in_float64, seed, stopped, kinks, called) -> Row:
-    """A row for all references, from one for `jax.grad` in the arguments' dtype."""
-    want64, narrow, got64 = wide.want[i], wide.narrow[i], got if wide.got is None else wide.got[i]
+def _by_all(name, here, i, wide, *, floor, in_float64, seed, stopped, kinks, called) -> Row:
+    """The row of leaf `i` by all references; `here` is its pair in the dtype of the arguments."""
+    got, exact, narrow = here.got if wide.got is None else wide.got[i], wide.want[i], wide.narrow[i]
     if wide.got is None:
-        got64, want64, narrow = (rounded_zero(a, want64, wide.value, wide.terms) for a in (got64, want64, narrow))
-    narrow_eps, double_eps = eps_of(narrow.dtype), eps_of(got64.dtype)
-    noise = min(error_in_eps(narrow, want64, narrow_eps), 1 / narrow_eps)  # at most 100% wrong
+        got, exact, narrow = (rounded_zero(a, exact, wide.value, wide.terms) for a in (got, exact, narrow))
+    narrow_eps, double_eps, tolerance = eps_of(narrow.dtype), eps_of(got.dtype), here.allowed
+    noise = min(error_in_eps(narrow, exact, narrow_eps), 1 / narrow_eps)  # at most 100% wrong
     allowed = max(tolerance, NOISE_ALLOWANCE * noise)
-    here = leaf_row(here.leaf, got, want, allowed, eps, here.rungs)
-    double_allowed = allowed if wide.got is None else max(allowed, in_float64 / double_eps)
-    got64 = np.asarray(got64, np.float64)
-    double = leaf_row(here.leaf, got64, want64, double_allowed, double_eps, "")
-    if noise > 100 or not want64.any():  # its terms cancel, or it is saturated: only rounding is left
+    if noise > 100 or not exact.any():  # its terms cancel, or it is saturated: only rounding is left
         floor = max(floor, ROUNDING_FLOOR * max(abs(wide.value), wide.terms) * eps_of(np.float64))
-    if np.abs(np.asarray(got, np.float64) - want).max(initial=0) <= floor / eps_of(np.float64) * eps:
-        here = here._replace(ok=True, fault="")
-    if np.abs(got64 - want64).max(initial=0) <= floor:
-        double = double._replace(ok=True, fault="")
-    elif wide.got is None and noise * narrow_eps > HALF_WRONG:
-        double = double._replace(ok=False, error=noise, fault=unlike_itself(noise * narrow_eps, want.dtype))
-    if not here.ok and error_in_eps(got, want64, eps) <= allowed:  # as accurate as jax.grad is
-        here = here._replace(ok=True, fault="")
+    here = here._replace(allowed=allowed, floor=floor / eps_of(np.float64) * here.eps)
+    in_double = allowed if wide.got is None else max(allowed, in_float64 / double_eps)
+    double = _Pair(np.asarray(got, np.float64), exact, in_double, double_eps, floor)
 
-    rungs = [] if want.dtype == np.float64 else [f"{here.rungs} {relative(here.error * eps)}"]
-    rungs.append(f"in float64 {relative(double.error * double_eps)}")
-    row = min((double, here), key=lambda row: (row.ok, -row.error))
-    if want.dtype == np.float64:
-        row = double
-    if kinks and not row.ok:
-        pairs = [] if here.ok else [(got, want, allowed, eps)]
-        pairs += [] if double.ok else [(got64, want64, double_allowed, double_eps)]
-        row = _at_kinks(row._replace(rungs=""), wide.gradients_at(i), wide.moves.leaf(i), pairs, seed)
-        rungs.append(row.rungs.removeprefix(", "))
-    complaint = ""
+    row, wrong = _by_jax_grad(name, here, double, called)
+    if wide.got is None and noise * narrow_eps > HALF_WRONG and not double.below_floor():
+        row, wrong = verdict(name, row.shape, False, row.rungs, unlike_itself(noise * narrow_eps, here.want.dtype)), ()
+    if wrong and kinks:
+        row = _at_kinks(row, wide.gradients_at(i), wide.moves.leaf(i), wrong, seed)
     if stopped:
-        rungs.append("stopped on purpose: no differences")
-    elif want64.size and np.isfinite(got64).all() and np.isfinite(want64).all():
-        size = max(float(np.linalg.norm(g)) for g in (got64, want64))
-        value_at, leaf = partial(wide.moves.at, i), wide.moves.leaf(i)
-        exact = want64 if wide.got is None else got64
-        agrees, text = differences(
-            lambda v: lambda t: value_at(leaf + t * v), exact, size, seed, in_float64, wide.terms
-        )
-        rungs += [text, taylor_order(lambda t: value_at(leaf + t * random_direction(seed, leaf.shape)), exact, seed)]
-        if (
-            row.ok
-            and agrees is False
-            and kinks
-            and along_entries(row.leaf, wide.moves, i, exact, seed, terms=wide.terms).ok
-        ):
-            agrees = None  # a kink that no single entry shows
-            rungs += [] if AT_KINKS in rungs else [AT_KINKS]
-        if row.ok and agrees is False:
-            complaint = f"equals {called}, but not the differences of the function: has that its own derivative rule?"
-        elif not row.ok and agrees and wide.got is not None:
-            row = row._replace(
-                fault=f"{row.fault}; but the differences of the function agree with it, not with {called}"
-            )
+        row = also(row, "stopped on purpose: no differences")
+    elif exact.size and np.isfinite(double.got).all() and np.isfinite(exact).all():
+        row = _by_differences(row, double, i, wide, in_float64, seed, kinks, called)
     if allowed > tolerance:
-        rungs.append(f"{relative(allowed * narrow_eps)} allowed, since the rounding of {called} is {noise:.2g} eps")
-    return row._replace(ok=row.ok and not complaint, fault=row.fault or complaint, rungs=", ".join(filter(None, rungs)))
+        rounding = f"since the rounding of {called} is {noise:.2g} eps"
+        row = also(row, f"{relative(allowed * narrow_eps)} allowed, {rounding}")
+    return row
+
+
+def _by_jax_grad(name, here, double, called) -> tuple[Row, list[_Pair]]:
+    """The worse of a leaf's rows in the two dtypes, and the pairs that are wrong."""
+    narrow, exact = here.row(name, ""), double.row(name, "")
+    if error_in_eps(here.got, double.want, here.eps) <= here.allowed:  # as accurate as jax.grad is
+        narrow = narrow._replace(ok=True, fault="")
+    text = f"in float64 {relative(exact.error * exact.eps)}"
+    if here.want.dtype == np.float64:
+        return exact._replace(rungs=text), [] if exact.ok else [double]
+    text = f"{called} in {here.want.dtype} {relative(narrow.error * narrow.eps)}, {text}"
+    worse = min((exact, narrow), key=lambda row: (row.ok, -row.error))
+    return worse._replace(rungs=text), [pair for pair, row in ((here, narrow), (double, exact)) if not row.ok]
+
+
+def _by_differences(row, double, i, wide, in_float64, seed, kinks, called) -> Row:
+    """A leaf's row, judged by differences of the function, too."""
+    value_at, leaf = partial(wide.moves.at, i), wide.moves.leaf(i)
+    exact = double.want if wide.got is None else double.got
+    size = max(float(np.linalg.norm(g)) for g in (double.got, double.want))
+    agrees, _, text = differences(lambda v: lambda t: value_at(leaf + t * v), exact, size, seed, in_float64, wide.terms)
+    taylor = taylor_order(lambda t: value_at(leaf + t * random_direction(seed, leaf.shape)), exact, seed)
+    row = also(row, text, taylor)
+    if not row.ok and agrees and wide.got is not None:
+        but = f"but the differences of the function agree with it, not with {called}"
+        return row._replace(fault=f"{row.fault}; {but}")
+    if not row.ok or agrees is not False:
+        return row
+    if kinks and along_entries(row.leaf, wide.moves, i, exact, seed, terms=wide.terms).ok:
+        return at_kink(row)  # a kink that no single entry shows
+    fault = f"equals {called}, but not the differences of the function: has that its own derivative rule?"
+    return row._replace(ok=False, fault=fault)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-EXACTLY = 1e-4  # relative to the largest entry, in float32
-EXACTLY_IN_HALF = 3e-2
+from funcnet.testing.causes import alike
+from funcnet.testing.trees import eps_of
 
 
-def equal(got, made, within=EXACTLY) -> bool:
+def equal(got, made, within) -> bool:
     """Whether a gradient is the one that a mistake gives."""
     got, made = np.asarray(got, np.float64), np.asarray(made, np.float64)
     if got.shape != made.shape or not (np.isfinite(got).all() and np.isfinite(made).all()):
@@ -22,12 +22,11 @@ def suspects(point, pull, expected, v) -> tuple[str, ...]:
     `pull(floating, v)` is the rule, and `expected(v)` gives the correct gradients in float64.
     """
     got, want = [np.asarray(g) for g in pull(point.floating, v)], expected(v)
-    within = [EXACTLY if g.dtype.itemsize > 2 else EXACTLY_IN_HALF for g in got]
+    within = [alike(eps_of(g.dtype)) for g in got]
     wrong = [
         i for i, g in enumerate(got) if g.any() and np.isfinite(want[i]).all() and not equal(g, want[i], within[i])
     ]
-    ignored = [np.ones_like(part) for part in v]
-    by_ones, notes = pull(point.floating, ignored), []
+    by_ones, notes = pull(point.floating, [np.ones_like(part) for part in v]), []
     for i in wrong:
         if np.array_equal(got[i], np.asarray(by_ones[i])):
             notes.append(f"{point.names[i]}: the same for another cotangent: it is ignored")

@@ -73,7 +73,7 @@ def quick_jit(fn, **settings) -> Callable[..., Any]:
     return jax.jit(fn, compiler_options=quickly, **settings)
 
 
-def narrowest(fn, *args) -> float:
+def coarsest_eps(fn, *args) -> float:
     """The largest eps of any floating number that `fn` computes on the way, in custom rules and kernels, too."""
     return max(map(eps_of, _dtypes_in(jax.make_jaxpr(fn)(*args).jaxpr)), default=0.0)
 
