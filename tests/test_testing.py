@@ -368,6 +368,103 @@ def test_where_jax_grad_is_no_number_another_may_be():
         assert testing.check_gradients(lambda p: jnp.maximum(p, 0).sum(), constant(np.full(3, slope)), (half,)).ok == ok
 
 
+def test_a_kink_far_from_an_entry_is_none_of_its():
+    """A push is as long as its own entry asks for, not the largest of the leaf."""
+    for large in (1e5, 1e6):
+        for slope, ok in ((1.0, True), (0.3, False)):
+            report = testing.check_gradients(
+                lambda z: jax.nn.relu(z).sum(), constant([1.0, slope]), (jnp.array([large, 0.5]),)
+            )
+            assert report.ok == ok, str(report)
+            assert "equals jax.grad" not in str(report)
+
+
+def test_where_jax_grad_is_nan_through_a_where_the_correct_gradient_passes():
+    fn, p = lambda z: jnp.where(z == 0, 1.0, jnp.sin(z) / z).sum(), jnp.arange(3.0)
+
+    def slope(z, at_zero=0.0):
+        safe = jnp.where(z == 0, 1, z)
+        return jnp.where(z == 0, at_zero, (jnp.cos(safe) - jnp.sin(safe) / safe) / safe).astype(z.dtype)
+
+    report = testing.check_gradients(fn, slope, (p,))
+    assert report.ok, str(report)
+    assert "differences alone" in str(report)
+    for bad in (lambda z: slope(z, 0.1), lambda z: 1.01 * slope(z), jax.grad(fn)):
+        assert not testing.check_gradients(fn, bad, (p,)).ok
+
+
+def test_a_tie_of_many_entries_is_judged_as_one():
+    first = lambda p: jnp.zeros_like(p).at[jnp.argmax(p)].set(1)  # noqa: E731
+    assert testing.check_gradients(jnp.max, first, (jnp.zeros(40),)).ok
+    hinge, p = lambda p: jnp.maximum(0, 1 - p.sum()), jnp.eye(40)[0]
+    for n, ok in ((40, True), (0, True), (14, False)):
+        assert testing.check_gradients(hinge, constant(np.where(np.arange(40) < n, -1, 0)), (p,)).ok == ok
+
+
+def test_a_backward_for_batches_alone_is_judged_as_far_as_it_can_be():
+    params = funcnet.init(jax.random.key(0), (4, 5, 3))
+    x, y = jax.random.normal(jax.random.key(1), (7, 4)), jnp.array([0, 1, 2, 0, 1, 2, 0])
+
+    def for_batches(params, x, y, network):
+        assert x.ndim == 2, "expected a batch"
+        return funcnet.backward(params, x, y, network)
+
+    report = testing.check_backward(params, x, y, Network(funcnet.tanh), backward=for_batches)
+    assert report.ok, str(report)
+    assert "the samples one by one: not tried, AssertionError: expected a batch" in str(report)
+
+
+def test_in_half_precision_not_every_unit_is_at_a_kink():
+    (W, b), (V, c) = funcnet.init(jax.random.key(0), (784, 20, 3))
+    params, network = [(W, b), (1e-5 * V, c)], Network(compute_dtype=jnp.bfloat16)
+    x, y = jax.random.uniform(jax.random.key(1), (16, 784)), jnp.arange(16) % 3
+
+    def without_the_first(*args):
+        first, last = funcnet.backward(*args)
+        return [jax.tree.map(jnp.zeros_like, first), last]
+
+    assert testing.check_backward(params, x, y, network).ok
+    assert not testing.check_backward(params, x, y, network, backward=without_the_first).ok
+
+
+def test_wrong_shapes_at_a_kink_are_said_in_words():
+    params = [(W, jnp.zeros_like(b)) for W, b in funcnet.init(jax.random.key(0), (4, 5, 3))]
+    x, y = jnp.zeros((2, 4)), jnp.array([0, 1])
+    for wrong, said in (
+        (lambda *args: funcnet.backward(*args)[:1], "the tree is"),
+        (lambda *args: [(W.T, b) for W, b in funcnet.backward(*args)], r"float32 \(5, 4\), expected float32 \(4, 5\)"),
+    ):
+        report = testing.check_backward(params, x, y, backward=wrong)
+        assert re.search(said, str(report)), str(report)
+    p = jnp.ones((4, 3))
+    assert "args[0]: float32 (3, 4), expected float32 (4, 3)" in str(
+        testing.check_gradients(jnp.sum, jnp.transpose, (p,))
+    )
+
+
+def test_a_function_that_takes_no_float64_cannot_be_judged():
+    def fn(p):
+        if np.asarray(p).dtype != np.float32:
+            raise TypeError("float32 only")
+        return np.sin(np.asarray(p)).sum()
+
+    report = testing.check_gradients(fn, lambda p: np.cos(np.asarray(p)), (np.ones(3, np.float32),))
+    assert "args[0]: cannot be judged: differences need float64, where it raises TypeError: float32 only" in str(report)
+
+
+def test_infinities_in_both_are_no_difference():
+    a, b = (np.array([np.inf, last], np.float32) for last in (2, 1))
+    with pytest.raises(AssertionError, match=r"worst at \(1,\): 2, expected 1; 50.00% of the entries are wrong"):
+        testing.assert_tree_close([a], [b])
+
+
+def test_a_kink_at_the_end_of_the_grid():
+    f = Activation("clipped", lambda z: jnp.clip(z, 0, 20), lambda z, a: ((z > 0) & (z < 20)).astype(z.dtype))
+    report = testing.check_activation(f)
+    assert report.ok, str(report)
+    assert testing.find_kinks(f) == (0.0, 20.0)
+
+
 def test_many_kinks_at_once():
     fn, p = lambda p: jax.nn.relu(p).sum(), jnp.where(jnp.arange(100) % 3 == 0, 1.0, 0.0)
     slope = np.where(p == 1, 1.0, np.arange(100) % 2)

@@ -6,12 +6,10 @@ from functools import partial
 
 import numpy as np
 
-ALIKE = 1e-4  # near enough to be no coincidence, far enough for float32
-
 
 def alike(eps) -> float:
-    """How near two gradients must be to be called the same, relative to the largest entry."""
-    return ALIKE if eps < 1e-4 else 3e-2
+    """How near two gradients are if it is no coincidence, relative to the largest entry."""
+    return 1e-4 if eps < 1e-4 else 3e-2
 
 
 def likely_cause(got: np.ndarray, want: np.ndarray, eps: float = 0.0) -> str:
@@ -21,13 +19,14 @@ def likely_cause(got: np.ndarray, want: np.ndarray, eps: float = 0.0) -> str:
         return "it is not finite" if np.isfinite(want).all() else ""
     if not got.any():
         return "all of it is zero"
-    if cause := next(_causes(got, want, alike(eps)), ""):
+    half = eps >= 1e-4
+    if cause := next(_causes(got, want, alike(eps), half), ""):
         return cause
-    rough = eps > 1e-4 and np.abs(got - want).max() < 100 * eps * np.abs(want).max()
+    rough = half and np.abs(got - want).max() < 100 * eps * np.abs(want).max()
     return "too inaccurate: are sums accumulated in half precision?" if rough else ""
 
 
-def _causes(got, want, within) -> Iterator[str]:
+def _causes(got, want, within, half) -> Iterator[str]:
     close = partial(np.allclose, rtol=within, atol=within * np.abs(want).max(initial=0.0))
     factor = float((got * want).sum() / (want * want).sum()) if want.any() else 0.0
     if factor and close(got / factor, want):
@@ -55,7 +54,7 @@ def _causes(got, want, within) -> Iterator[str]:
     for axes in itertools.chain(((axis,) for axis in range(want.ndim)), itertools.combinations(range(want.ndim), 2)):
         if want.ndim > 1 and all(want.shape[axis] > 1 for axis in axes) and len(axes) < want.ndim:
             yield from _along(got, want, axes, close)
-    if within == ALIKE and close(np.sort(got, axis=None), np.sort(want, axis=None)):
+    if not half and close(np.sort(got, axis=None), np.sort(want, axis=None)):
         yield "the entries are correct, but in another order"
     low, high = got.min(), got.max()
     if high > low and (got == high).sum() + (got == low).sum() > 2 and close(got, np.clip(want, low, high)):

@@ -9,7 +9,8 @@ import numpy as np
 from funcnet.testing.report import Row, leaf_row, structure_rows, verdict
 from funcnet.testing.trees import as_arrays, cast_like, cast_to, coarsest_eps, enable_x64, eps_of
 
-HALF_WRONG = 0.25  # relative: no rounding that can be judged
+TOO_ROUGH = 0.25  # relative: with such a rounding of its own a reference cannot judge
+AT_MOST = 0.5  # relative: what may be allowed for rounding, where float64 cannot judge
 IN_FLOAT64_ALONE = "in float64 alone: there the value is another one (random numbers drawn without a dtype?)"
 SPARSE = 4  # cotangents, or tangents of an argument, with a single 1
 ROUNDINGS, IN_HALF = 64.0, 4.0  # eps that are allowed in any case; fewer where an eps is 0.1% or 1%
@@ -75,7 +76,7 @@ def draws_other_numbers(f, point) -> bool:
     for here, wide in zip(point.value, there, strict=True):
         eps = eps_of(here.dtype)
         rounding = roundings(eps) * eps  # a value of zero may be no more than that
-        if np.abs(here - wide).max(initial=0.0) > HALF_WRONG * np.abs(wide).max(initial=rounding):
+        if np.abs(here - wide).max(initial=0.0) > TOO_ROUGH * np.abs(wide).max(initial=rounding):
             return True
     return False
 
@@ -130,7 +131,7 @@ def without_reference(why) -> str:
 def unlike_itself(error, dtype) -> str:
     """What a report says if a reference is so inaccurate that it cannot judge a function in that dtype."""
     why = f"the reference in {dtype} is {error:.0%} from itself in float64"
-    return f"cannot be judged: {why}: does it draw random numbers without a dtype?"
+    return f"cannot be judged: {why}: is it at a kink, or does it draw random numbers without a dtype?"
 
 
 def in_words(error) -> str:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnet.testing.derivatives import IN_FLOAT64_ALONE, roundings
-from funcnet.testing.report import Row, also, at_kink, error_in_eps, fault_of, relative, structure_rows
+from funcnet.testing.derivatives import IN_FLOAT64_ALONE, in_words, roundings
+from funcnet.testing.report import Row, also, at_kink, error_in_eps, fault_of, relative, structure_rows, verdict
 from funcnet.testing.subgradients import is_subgradient
 from funcnet.testing.trees import as_arrays, as_one_program, cast_to, enable_x64, eps_of, leaf_names, quick_jit
 
@@ -24,40 +24,57 @@ ENTRY_BY_ENTRY = 256  # if differences alone judge: the largest leaf of which ea
 ROUNDING_FLOOR = 1024.0  # eps of the function's value: smaller than that, a gradient is only rounding
 
 
-def differences(move, gradient, norm, seed, accuracy=0.0, terms=1.0) -> tuple[bool | None, bool, str]:
-    """Whether differences along a leaf agree with its gradient (None: cannot tell), whether all are sure, and words."""
+def differences(at, leaf, gradients, seed, accuracy=0.0, terms=1.0) -> tuple[bool | None, bool, str]:
+    """Whether differences of `at(moved leaf)` agree with a gradient, whether all of them can tell, and words.
+
+    `None` if none can tell. `gradients` is that one, and others that it may be as large as. The steps are the same for
+    all entries; where these cannot tell, each is relative to its entry, which may be of any size.
+    """
     worst, judged, allowed = 0.0, 0, max(DIFFERENCE_TOLERANCE, accuracy)
-    if gradient.size <= 16:
-        directions = np.eye(gradient.size).reshape(-1, *gradient.shape)
+    if leaf.size <= 16:
+        directions = np.eye(leaf.size).reshape(-1, *leaf.shape)
     else:
-        directions = [random_direction(seed + k, gradient.shape) for k in range(3)]
+        directions = [random_direction(seed + k, leaf.shape) for k in range(3)]
     for v in directions:
-        slope, noise = map(float, central_difference(move(v), terms))
-        expected = float(np.sum(gradient * v))
-        scale = max(abs(expected), norm / math.sqrt(gradient.size), 1e-300)
-        if not norm and abs(slope) > CLEARLY * noise:  # a gradient of zero, but the function changes
-            scale, noise = abs(slope), 0.0
-        if noise <= allowed * scale / 10:  # otherwise the difference itself is in doubt
-            judged += 1
-            worst = max(worst, abs(slope - expected) / scale)
+        for sizes in (np.ones(leaf.shape), sizes_of(leaf)):
+            slope, noise = map(float, central_difference(lambda t, by=sizes * v: at(leaf + t * by), terms))
+            expected = float(np.sum(gradients[0] * sizes * v))
+            norm = max(float(np.linalg.norm(g * sizes)) for g in gradients)
+            scale = max(abs(expected), norm / math.sqrt(leaf.size), 1e-300)
+            if not norm and abs(slope) > CLEARLY * noise:  # a gradient of zero, but the function changes
+                scale, noise = abs(slope), 0.0
+            sizes_alike = (sizes == 1).all()  # if not, no slope may only be a step too small for a narrow dtype
+            if noise <= allowed * (scale if sizes_alike else abs(slope)) / 10:  # else the difference itself is in doubt
+                judged += 1
+                worst = max(worst, abs(slope - expected) / scale)
+                break
+            if not norm:
+                break
     sure = judged == len(directions)
     doubt = "" if sure else f" ({len(directions) - judged} of {len(directions)} noisy or at a kink)"
     if not judged:
         return None, sure, f"no differences{doubt}"
-    return worst <= allowed, sure, f"differences {relative(worst)}{doubt}"
+    return bool(worst <= allowed), sure, f"differences {relative(worst)}{doubt}"
+
+
+def sizes_of(leaf) -> np.ndarray:
+    """The size of each entry; 1 for zeros."""
+    return np.where(leaf, np.abs(leaf), 1.0)
 
 
 def terms_of(f) -> float:
-    """How large the terms are that the values `f(0)` are sums of, as rounding shows; 1, unless the values are tiny.
+    """How large the terms are that the values `f(0)` are sums of, as rounding shows; 1, unless they are tiny or zero.
 
     A value of 1e-16 may be what is left of terms that cancel, or an energy in SI units. Along the smallest moves a
     function is linear, and the rest is the rounding of its terms.
     """
     here = np.abs(f(0.0)).max(initial=0.0)
-    if not 0 < here < 1e-6:
+    if not here < 1e-6:
         return 1.0
     steps = np.arange(-4.0, 5.0)
     values = np.array([np.ravel(f(1e-9 * k)) for k in steps])
+    if not values.any():  # smaller moves than these are lost in the terms
+        return 1.0
     line = np.stack([np.ones_like(steps), steps], 1)
     rounding = np.abs(values - line @ np.linalg.pinv(line) @ values).max()
     return float(min(1.0, max(here, 64 * rounding / np.finfo(np.float64).eps)))
@@ -123,20 +140,24 @@ class Moves(NamedTuple):
         """How large the terms of the value may be."""
         return terms_of(lambda t: np.float64(self.at(0, self.leaf(0) + t)))
 
-    def each_entry(self, i) -> Callable[[float], np.ndarray]:
-        """`f(t)`, the values with each entry of leaf `i` moved by `t` alone, from one program if there can be one."""
+    def each_entry(self, i) -> Callable[..., np.ndarray]:
+        """`f(t, size)`, the values with each entry of leaf `i` alone moved by `t` times its size, 1 or given."""
         leaf = self.leaf(i)
+        ones = np.ones(leaf.size)
 
-        def values(t):
-            steps = jnp.eye(leaf.size, dtype=leaf.dtype).reshape(-1, *leaf.shape)
-            return jax.lax.map(lambda step: self._with(i, leaf + t * step), steps)
+        def values(t, size):
+            def moved(k):
+                return jnp.ravel(leaf).at[k].add(t * size[k]).reshape(leaf.shape)
+
+            return jax.lax.map(lambda k: self._with(i, moved(k)), jnp.arange(leaf.size))
 
         program = quick_jit(values)
 
-        def f(t):
+        def f(t, size=ones):
             with enable_x64(True), contextlib.suppress(Exception):  # any error that a function raises under tracing
-                return np.asarray(program(np.float64(t)))
-            return np.array([self.at(i, leaf + t * step.reshape(leaf.shape)) for step in np.eye(leaf.size)])
+                return np.asarray(program(np.float64(t), size))
+            steps = (t * np.diag(size)).reshape(-1, *leaf.shape)
+            return np.array([self.at(i, leaf + step) for step in steps])
 
         return f
 
@@ -145,13 +166,15 @@ class Moves(NamedTuple):
         return self.fn(jax.tree.unflatten(tree, [*leaves[:i], moved, *leaves[i + 1 :]]), *self.args[1:])
 
 
-def taylor_order(f, gradient, seed) -> str:
-    """The order of `|f(h) - f(0) - h g.v|` in h, the median over five halvings."""
-    v = random_direction(seed, gradient.shape)
-    here, slope = f(0.0), float(np.sum(gradient * v))
+def taylor_order(at, leaf, gradient, seed) -> str:
+    """The order of `|f(p + h v) - f(p) - h g.v|` in h, the median over five halvings."""
+    v = random_direction(seed, leaf.shape)
+    here, slope = at(leaf), float(np.sum(gradient * v))
     for h in (1e-3, 1e-2, 1e-1, 1.0):
         steps = h * 0.5 ** np.arange(6)
-        remainders = np.array([abs(f(t) - here - t * slope) for t in steps])
+        remainders = np.array([abs(at(leaf + t * v) - here - t * slope) for t in steps])
+        if not np.isfinite(remainders).all():
+            return "no Taylor order: a step leaves the domain"
         if remainders[-1] > 1e3 * np.finfo(np.float64).eps * max(abs(here), 1.0):
             return f"Taylor order {np.median(np.log2(remainders[:-1] / remainders[1:])):.2f}"
     return "no visible Taylor remainder"
@@ -170,20 +193,25 @@ def judge_by_differences(
 
     How much more is measured: by the change of the gradient if each number is moved by its eps.
     """
-    value_of = as_one_program(fn)
+    value_of, names = as_one_program(fn), names or leaf_names(args[0])
+    got = by_hand(*args)
+    if rows := structure_rows(got, args[0], names):
+        return rows
     with enable_x64(True):
         args64 = cast_to(args, np.float64)
-        value, got64 = np.asarray(value_of(*args64)), by_hand(*args64)
-        if rows := structure_rows(got64, args64[0]):
+        try:
+            value, got64 = np.asarray(value_of(*args64)), by_hand(*args64)
+            moved64 = as_arrays(by_hand(*_moved_by_eps(args, seed)))
+        except Exception as error:  # any error of a user's function in another dtype
+            fault = f"cannot be judged: differences need float64, where it raises {in_words(error)}"
+            leaves = zip(names, jax.tree.leaves(args[0]), strict=True)
+            return tuple(verdict(name, np.shape(leaf), False, "", fault) for name, leaf in leaves)
+        if rows := structure_rows(got64, args64[0], names):
             return rows
         got64 = [np.asarray(g, np.float64) for g in as_arrays(got64)]
-        moved64 = as_arrays(by_hand(*_moved_by_eps(args, seed)))
-    got = by_hand(*args)
-    if rows := structure_rows(got, args[0]):
-        return rows
     moves, rows = Moves(value_of, args64), []
     terms = moves.terms()
-    for i, (name, own) in enumerate(zip(names or leaf_names(args[0]), as_arrays(got), strict=True)):
+    for i, (name, own) in enumerate(zip(names, as_arrays(got), strict=True)):
         leaf, eps = moves.leaf(i), eps_of(jnp.result_type(own))
         if name in stopped or not leaf.size:
             rows.append(Row(name, leaf.shape, 0.0, True, "stopped on purpose: not judged" if leaf.size else "empty"))
@@ -198,11 +226,10 @@ def judge_by_differences(
             rows.append(also(row, IN_FLOAT64_ALONE))
             continue
         own, moved, exact = (rounded_zero(g, got64[i], value, terms) for g in (own, moved64[i], got64[i]))
-        error = error_in_eps(own, exact, eps)
-        allowed = max(eps**-0.5, accuracy / eps, MOVES_ALLOWED * error_in_eps(moved, exact, eps))
-        if row.ok and not row.at_kink and error > allowed:
+        error, change = error_in_eps(own, exact, eps), error_in_eps(moved, exact, eps)
+        if row.ok and not row.at_kink and error > max(eps**-0.5, accuracy / eps, MOVES_ALLOWED * change):
             fault = f"in {jnp.result_type(own)} it is {relative(error * eps)} from itself in float64; "
-            fault += f"moving each number by its eps changes {relative(allowed * eps / MOVES_ALLOWED)}"
+            fault += f"moving each number by its eps changes {relative(change * eps)}"
             row = row._replace(ok=False, error=error, fault=f"{fault}: are sums accumulated in it?", eps=eps)
         rows.append(row)
     return tuple(rows)
@@ -210,11 +237,9 @@ def judge_by_differences(
 
 def _along_a_few(name, moves, i, gradient, seed, accuracy, terms) -> Row | None:
     """A row if the gradient agrees with the differences along a few directions; None: each entry must tell."""
-    leaf, norm = moves.leaf(i), float(np.linalg.norm(gradient))
-    agrees, sure, text = differences(
-        lambda v: lambda t: moves.at(i, leaf + t * v), gradient, norm, seed, accuracy, terms
-    )
-    return Row(name, leaf.shape, 0.0, True, f"{text} alone") if agrees and sure and norm else None
+    leaf = moves.leaf(i)
+    agrees, sure, text = differences(partial(moves.at, i), leaf, [gradient], seed, accuracy, terms)
+    return Row(name, leaf.shape, 0.0, True, f"{text} alone") if agrees and sure and gradient.any() else None
 
 
 def _moved_by_eps(args, seed):
@@ -232,43 +257,67 @@ def _moved_by_eps(args, seed):
 
 
 def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE, terms=1.0) -> Row:
-    """A row for a leaf: its gradient against differences along each entry, or for a large leaf random directions."""
+    """A row for a leaf: its gradient against differences along each entry, or for a large leaf random directions.
+
+    If the directions cannot tell, as where an entry is at a kink, each entry does, but for the largest leaves.
+    """
+    row, sure = _along(name, moves, i, gradient, seed, accuracy, terms, each=moves.leaf(i).size <= ENTRY_BY_ENTRY)
+    if not sure and ENTRY_BY_ENTRY < moves.leaf(i).size <= SHOWN_BY_ENTRY:
+        row, _ = _along(name, moves, i, gradient, seed, accuracy, terms, each=True)
+    return row
+
+
+def _along(name, moves, i, gradient, seed, accuracy, terms, *, each) -> tuple[Row, bool]:
+    """The row along each entry or random directions, and whether they can tell."""
     leaf, at, double_eps = moves.leaf(i), partial(moves.at, i), eps_of(np.float64)
-    each = leaf.size <= ENTRY_BY_ENTRY
     if each:
         expected = gradient.ravel()
-        slopes, noise = central_difference(moves.each_entry(i), terms)
+        slopes, noise, used = slopes_by(moves.each_entry(i), sizes_of(leaf).ravel(), expected, accuracy, terms)
     else:
         directions = [random_direction(seed + k, leaf.shape) for k in range(8)]
         expected = np.array([np.sum(gradient * v) for v in directions])
         slopes, noise = np.array([central_difference(lambda t, v=v: at(leaf + t * v), terms) for v in directions]).T
+        used = 1.0
     size = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slopes, expected))
-    unsure = noise > max(accuracy * size, 1e-11 * max(terms, abs(at(leaf))))
+    unsure = noise > np.maximum(accuracy * size, 1e-11 * max(terms, abs(at(leaf))) / used)
     off = ~(np.abs(slopes - expected) <= np.maximum(accuracy * size, 10 * noise)) & ~np.isnan(slopes)
     off |= ~np.isfinite(expected)
     worst = np.abs(slopes - expected).max(initial=0.0, where=~np.isnan(slopes))
     rungs = f"differences alone, {relative(worst / (size or 1.0))}"
     row = Row(name, leaf.shape, error_in_eps(expected, slopes, double_eps), True, rungs, eps=double_eps)
     if not (off | unsure if each else off & ~unsure).any() and unsure.mean() <= 0.5:  # some random directions can tell
-        return row
+        return row, True
     gradient_at = partial(_gradient_at, at)
     settings = {"reach": 1e-3, "accuracy": 1e-5, "seed": seed}
     smooth = each and not unsure.any() and _is_linear(at, leaf, slopes, size, seed)
     if each and not smooth and is_subgradient(gradient_at, leaf, gradient, off | unsure, **settings):
-        return at_kink(row)
+        return at_kink(row), True
     if not off.any():
         worst = int(np.argmax(noise))
         where = f"at {tuple(map(int, np.unravel_index(worst, leaf.shape)))}" if each else f"along direction {worst}"
         why = f"is good to {noise[worst]:.0e} only, or there is a kink"
         why = "leaves the domain" if np.isnan(slopes[worst]) else why
         fault = f"cannot be judged: the difference {where} {why}"
-        return row._replace(error=math.inf, ok=False, fault=fault)
+        return row._replace(error=math.inf, ok=False, fault=fault), False
+    sure = not unsure.any()
     if leaf.size <= SHOWN_BY_ENTRY:  # to say where it is wrong, and how
         slopes = slopes if each else _short_differences(moves.each_entry(i))
-        return row._replace(ok=False, fault=fault_of(gradient, slopes.reshape(leaf.shape), accuracy, double_eps))
+        return row._replace(ok=False, fault=fault_of(gradient, slopes.reshape(leaf.shape), accuracy, double_eps)), sure
     worst = int(np.argmax(np.where(off, np.abs(slopes - expected), -1.0)))
     values = f"{expected[worst]:.8g}, the difference is {slopes[worst]:.8g}"
-    return row._replace(ok=False, fault=f"worst along direction {worst}: {values}")
+    return row._replace(ok=False, fault=f"worst along direction {worst}: {values}"), sure
+
+
+def slopes_by(values, sizes, expected, accuracy, terms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The slopes of `values(t, size)` by `t * size`, their noise, and the sizes: 1, or where it cannot tell, others."""
+    slopes, noise = central_difference(partial(values, size=np.ones_like(sizes)), terms)
+    largest = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slopes, expected))
+    if not (doubt := ~(noise <= accuracy * largest)).any():
+        return slopes, noise, np.ones_like(slopes)
+    again, its_noise = central_difference(partial(values, size=sizes), terms)
+    better = doubt & ((its_noise <= accuracy * np.abs(again)) | (np.isinf(noise) & np.isfinite(its_noise)))
+    used = np.where(better, sizes, 1.0)
+    return np.where(better, again / used, slopes), np.where(better, its_noise / used, noise), used
 
 
 def _is_linear(at, leaf, slopes, size, seed) -> bool:
@@ -295,10 +344,9 @@ def jacobian(f, leaves, i) -> np.ndarray | None:
 
 def _gradient_at(at, moved, entries) -> np.ndarray:
     """Some entries of the gradient, by short differences; NaN where a kink is too near."""
-    h = 1e-5 * max(1.0, float(np.abs(moved).max()))
 
     def slope(entry):
-        by = np.zeros(moved.size)
+        by, h = np.zeros(moved.size), 1e-5 * max(1.0, abs(moved.flat[entry]))
         by[entry] = h
         here, left, right = at(moved), at(moved - by.reshape(moved.shape)), at(moved + by.reshape(moved.shape))
         rounding = 1e-14 * max(1.0, abs(here))

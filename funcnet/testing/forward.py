@@ -7,8 +7,9 @@ import numpy as np
 
 from funcnet.testing.behaviour import behaviour
 from funcnet.testing.derivatives import (
-    HALF_WRONG,
+    AT_MOST,
     IN_FLOAT64_ALONE,
+    TOO_ROUGH,
     draws_other_numbers,
     forward,
     in_float64,
@@ -22,7 +23,7 @@ from funcnet.testing.derivatives import (
     values_agree,
     without_reference,
 )
-from funcnet.testing.differences import DIFFERENCE_TOLERANCE, central_difference, rounded_zero, terms_of
+from funcnet.testing.differences import DIFFERENCE_TOLERANCE, rounded_zero, slopes_by, terms_of
 from funcnet.testing.ladder import FLOAT64_TOLERANCE, NOISE_ALLOWANCE
 from funcnet.testing.report import Row, also, error_in_eps, leaf_row, relative, verdict
 from funcnet.testing.trees import as_arrays, as_one_program, cast_to, enable_x64, eps_of
@@ -76,7 +77,7 @@ def _tangent_row(name, f, push, by_reference, floating, u, value, wide, compare,
         args64 = cast_to((floating, u), np.float64)
         got64 = as_arrays(program(*args64)) if wide else [np.asarray(g, np.float64) for g in got]
         want64 = None if by_reference is None else as_arrays(as_one_program(by_reference)(*args64))
-    at = _along(f, args64)
+    at, nearest = _along(f, args64), _nearest(*args64)
     terms = [terms_of(partial(at, j=j)) if wide else 0.0 for j in range(len(got))]
     rows = []
     for j, own in enumerate(got):
@@ -96,14 +97,15 @@ def _tangent_row(name, f, push, by_reference, floating, u, value, wide, compare,
             error_in_eps(rounded_zero(narrow, exact, value[j], terms[j]), want, eps), 1 / eps
         )  # at most 100% wrong
         allowed = max(roundings(eps), NOISE_ALLOWANCE * noise, accuracy / eps)
+        allowed = allowed if wide else min(allowed, AT_MOST / eps)
         rows.append(leaf_row(name, own, want, allowed, eps, "reference"))
         if wide:
             double = max(FLOAT64_TOLERANCE, accuracy) / eps_of(np.float64)
             rows.append(leaf_row(name, own64, want, double, eps_of(np.float64), "reference in float64"))
-        elif noise * eps > HALF_WRONG:
+        elif noise * eps > TOO_ROUGH:
             rows.append(verdict(name, (), False, "", unlike_itself(noise * eps, own.dtype)))
     if wide:
-        rows += _by_slopes(name, at, got64, terms, max(DIFFERENCE_TOLERANCE, accuracy))
+        rows += _by_slopes(name, at, nearest, got64, terms, max(DIFFERENCE_TOLERANCE, accuracy))
     worst = min(rows, key=lambda row: (row.ok, -row.error * (row.eps or 1.0)))
     rungs = ", ".join(dict.fromkeys(row.rungs for row in rows if row.rungs))
     return worst._replace(rungs=rungs)
@@ -120,12 +122,19 @@ def _along(f, args64):
     return at
 
 
-def _by_slopes(name, at, got64, terms, accuracy) -> list[Row]:
+def _nearest(floating, u) -> float:
+    """The smallest step along the tangent that moves an entry by its own size."""
+    entries, by = (np.concatenate([*map(np.ravel, leaves)]) for leaves in (floating, u))
+    moves = (entries != 0) & (by != 0)
+    return float(np.abs(entries[moves] / by[moves]).min(initial=np.inf)) if moves.any() else 1.0
+
+
+def _by_slopes(name, at, nearest, got64, terms, accuracy) -> list[Row]:
     """A row for each output: the tangent against the difference along it, or at a kink between its two sides."""
     eps = eps_of(np.float64)
     rows = []
     for j, got in enumerate(got64):
-        slope, noise = central_difference(partial(at, j=j), terms[j])
+        slope, noise, _ = slopes_by(lambda t, size, j=j: at(t * size, j), nearest, got, accuracy, terms[j])
         here, finite = at(0.0, j), np.isfinite(slope)
         size = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slope, got))
         scale = max(terms[j], np.abs(here).max(initial=0.0))
@@ -136,8 +145,7 @@ def _by_slopes(name, at, got64, terms, accuracy) -> list[Row]:
         low, high = np.where(finite, low, -np.inf), np.where(finite, high, np.inf)  # at the edge of the domain
         want = np.where(doubt, np.clip(got, low, high), slope)
         row = leaf_row(name, got, want, accuracy / eps, eps, "")
-        rungs = f"differences {relative(row.error * eps)}" + (
-            f" ({doubt.sum()} between the sides of a kink)" if doubt.any() else ""
-        )
-        rows.append(row._replace(rungs=rungs))
+        said = ("between the sides of a kink", doubt & finite), ("not judged: a step leaves the domain", ~finite)
+        rungs = [f" ({where.sum()} {what})" for what, where in said if where.any()]
+        rows.append(row._replace(rungs=f"differences {relative(row.error * eps)}{''.join(rungs)}"))
     return rows

@@ -19,17 +19,17 @@ from funcnet.activations import Activation
 from funcnet.arguments import computed_in
 from funcnet.mlp import backward, forward_trace
 from funcnet.network import Network
+from funcnet.testing.derivatives import ROUNDINGS, roundings
 from funcnet.testing.ladder import NOISE_ALLOWANCE
 from funcnet.testing.report import Row, error_in_eps
 from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, quick_jit
 
-KINK_DISTANCE = 64.0  # in eps of |a| |W| + |b|, the rounding error of z
 SLOPE_ERROR = 1e-8  # small beside a slope, large beside eps
 JUDGED_AT_KINKS = 32  # samples: each takes up to 64 gradients
 
 
 @functools.cache
-def find_kinks(activation: Activation, low: float = -10.0, high: float = 10.0) -> tuple[float, ...]:
+def find_kinks(activation: Activation, low: float = -32.0, high: float = 32.0) -> tuple[float, ...]:
     """The points where the slope of an activation jumps, to 1e-9: from a grid and bisection, from `fn` alone.
 
     A point within 1e-9 of a number of six decimals is set to that number: a rule may be wrong exactly there.
@@ -44,7 +44,7 @@ def find_kinks(activation: Activation, low: float = -10.0, high: float = 10.0) -
         def slope(*z):
             return np.asarray(derivative(np.array(z)))
 
-        grid = np.linspace(low, high, 2001) + 1e-4  # avoids whole numbers
+        grid = np.linspace(low, high, 1 + int(100 * (high - low))) + 1e-4  # avoids whole numbers
         jumps = np.abs(np.diff(slope(*grid)))
         bends = np.maximum(np.roll(jumps, 2), np.roll(jumps, -2))  # at a kink the slope jumps, beside it it does not
         kinks = []
@@ -77,15 +77,25 @@ def near_kinks(args, network) -> list[np.ndarray]:
         a = np.asarray(trace.activations[l], np.float64)
         if masks is not None and masks[l] is not None:
             a = a * np.asarray(masks[l], np.float64)
-        size = np.abs(a) @ np.abs(np.asarray(W, np.float64)) + np.abs(np.asarray(b, np.float64))
-        rounding = KINK_DISTANCE * eps * size
-        clear = 2 * KINK_DISTANCE * eps * np.maximum(size, np.abs(z).max() or 1.0)
+        rounding = _rounding(a, np.asarray(W, np.float64), np.asarray(b, np.float64), eps)
+        clear = 2 * np.maximum(rounding, roundings(eps) * eps * (np.abs(z).max() or 1.0))
         reach = np.zeros(z.shape)
         for kink in find_kinks(f):
             distance = np.abs(z - kink)
             reach = np.where(distance <= rounding, distance + clear, reach)
         reaches.append(reach)
     return reaches
+
+
+def _rounding(a, W, b, eps) -> np.ndarray:
+    """How large the rounding error of `z` may be: `(N, n_l)`.
+
+    Some eps of `|a| |W| + |b|`. In half precision that is more than most `z` are, so there the errors are added as
+    random ones are, by their squares.
+    """
+    if eps < 1e-4:
+        return roundings(eps) * eps * (np.abs(a) @ np.abs(W) + np.abs(b))
+    return roundings(eps) * eps * np.sqrt(a**2 @ W**2 + b**2)
 
 
 def judge_at_kinks(reference, by_hand, args, near, network) -> tuple[Row, ...]:
@@ -109,7 +119,7 @@ def judge_at_kinks(reference, by_hand, args, near, network) -> tuple[Row, ...]:
             scale = eps_of(leaf.dtype) * max(np.abs(low).max(initial=0), np.abs(high).max(initial=0))
             error = max(error, float(outside) / scale if scale else float(outside > 0) * math.inf)
         # The sides are taken 128 roundings away, and jax.grad has its own rounding error there.
-        allowed = max(128 * KINK_DISTANCE, NOISE_ALLOWANCE * noise)
+        allowed = max(128 * ROUNDINGS, NOISE_ALLOWANCE * noise)
         ok = error <= allowed
         rungs = f"{sum(int((layer > 0).sum()) for layer in reach)} units at a kink, {allowed:.3g} eps allowed"
         fault = "" if ok else "outside the gradients on the two sides of its kinks"

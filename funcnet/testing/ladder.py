@@ -10,13 +10,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from funcnet.testing.derivatives import HALF_WRONG, unlike_itself
+from funcnet.testing.derivatives import AT_MOST, TOO_ROUGH, unlike_itself
 from funcnet.testing.differences import (
     ROUNDING_FLOOR,
     Moves,
     along_entries,
     differences,
-    random_direction,
     rounded_zero,
     taylor_order,
 )
@@ -60,9 +59,10 @@ def judge(
     notes = []
     with jax.default_matmul_precision("highest"):
         got, want = by_hand(*args), reference(*args)
-        if rows := structure_rows(got, want):
+        names = names or leaf_names(want)
+        if rows := structure_rows(got, want, names):
             return rows, ()
-        names, got, want = names or leaf_names(want), as_arrays(got), as_arrays(want)
+        got, want = as_arrays(got), as_arrays(want)
         eps = [eps_of(leaf.dtype if compute_dtype is None else compute_dtype) for leaf in want]
         tolerances = np.broadcast_to(tolerance, len(want)).tolist()
         wide = None
@@ -88,7 +88,7 @@ def judge(
             leaf = np.asarray(jax.tree.leaves(args[0])[i], want[i].dtype)
             row = _at_kinks(row, gradients_at(i), leaf, [pair], seed)
         rows.append(row)
-    if any(np.isnan(leaf).any() for leaf in want):
+    if any((np.isnan(g) & np.isnan(w)).any() for g, w in zip(got, want, strict=True)):
         notes.append(f"{called} has NaN: those entries of the gradient are only checked to be NaN, too")
     return tuple(rows), (*notes, *where_it_starts(rows))
 
@@ -132,7 +132,6 @@ def _in_float64(fn, reference, by_hand, args, narrow) -> _Wide:
         value = value_of(*args64)
         if value.dtype != np.float64:
             raise TypeError(f"the value is {value.dtype} where the arguments are float64")
-    with enable_x64(True):
         got = None if by_hand is None else as_arrays(by_hand(*args64))
         want = as_arrays(reference(*args64))
         if any(leaf.dtype == np.float64 for leaf in narrow):
@@ -184,6 +183,7 @@ def _by_all(name, here, i, wide, *, floor, in_float64, seed, stopped, kinks, cal
     narrow_eps, double_eps, tolerance = eps_of(narrow.dtype), eps_of(got.dtype), here.allowed
     noise = min(error_in_eps(narrow, exact, narrow_eps), 1 / narrow_eps)  # at most 100% wrong
     allowed = max(tolerance, NOISE_ALLOWANCE * noise)
+    allowed = allowed if wide.got is not None else min(allowed, AT_MOST / narrow_eps)
     if noise > 100 or not exact.any():  # its terms cancel, or it is saturated: only rounding is left
         floor = max(floor, ROUNDING_FLOOR * max(abs(wide.value), wide.terms) * eps_of(np.float64))
     here = here._replace(allowed=allowed, floor=floor / eps_of(np.float64) * here.eps)
@@ -191,14 +191,19 @@ def _by_all(name, here, i, wide, *, floor, in_float64, seed, stopped, kinks, cal
     double = _Pair(np.asarray(got, np.float64), exact, in_double, double_eps, floor)
 
     row, wrong = _by_jax_grad(name, here, double, called)
-    if wide.got is None and noise * narrow_eps > HALF_WRONG and not double.below_floor():
-        row, wrong = verdict(name, row.shape, False, row.rungs, unlike_itself(noise * narrow_eps, here.want.dtype)), ()
+    if wide.got is None and noise * narrow_eps > TOO_ROUGH and not double.below_floor():
+        row = verdict(name, row.shape, False, row.rungs, unlike_itself(noise * narrow_eps, here.want.dtype))
+        wrong = [double._replace(allowed=tolerance)]  # unless the point is at a kink in the narrower dtype
     if wrong and kinks:
         row = _at_kinks(row, wide.gradients_at(i), wide.moves.leaf(i), wrong, seed)
     if stopped:
         row = also(row, "stopped on purpose: no differences")
-    elif exact.size and np.isfinite(double.got).all() and np.isfinite(exact).all():
-        row = _by_differences(row, double, i, wide, in_float64, seed, kinks, called)
+    elif exact.size and np.isfinite(double.got).all():
+        if np.isfinite(exact).all():
+            row = _by_differences(row, double, i, wide, in_float64=in_float64, seed=seed, kinks=kinks, called=called)
+        elif not row.ok and error_in_eps(here.got, double.got, here.eps) <= here.eps**-0.5:
+            alone = along_entries(name, wide.moves, i, double.got, seed, terms=wide.terms)
+            row = also(alone if alone.ok else row, f"{called} is not finite")
     if allowed > tolerance:
         rounding = f"since the rounding of {called} is {noise:.2g} eps"
         row = also(row, f"{relative(allowed * narrow_eps)} allowed, {rounding}")
@@ -207,31 +212,30 @@ def _by_all(name, here, i, wide, *, floor, in_float64, seed, stopped, kinks, cal
 
 def _by_jax_grad(name, here, double, called) -> tuple[Row, list[_Pair]]:
     """The worse of a leaf's rows in the two dtypes, and the pairs that are wrong."""
-    narrow, exact = here.row(name, ""), double.row(name, "")
+    row, row64 = here.row(name, ""), double.row(name, "")
     if error_in_eps(here.got, double.want, here.eps) <= here.allowed:  # as accurate as jax.grad is
-        narrow = narrow._replace(ok=True, fault="")
-    text = f"in float64 {relative(exact.error * exact.eps)}"
+        row = row._replace(ok=True, fault="")
+    text = f"in float64 {relative(row64.error * row64.eps)}"
     if here.want.dtype == np.float64:
-        return exact._replace(rungs=text), [] if exact.ok else [double]
-    text = f"{called} in {here.want.dtype} {relative(narrow.error * narrow.eps)}, {text}"
-    worse = min((exact, narrow), key=lambda row: (row.ok, -row.error))
-    return worse._replace(rungs=text), [pair for pair, row in ((here, narrow), (double, exact)) if not row.ok]
+        return row64._replace(rungs=text), [] if row64.ok else [double]
+    text = f"{called} in {here.want.dtype} {relative(row.error * row.eps)}, {text}"
+    worse = min((row64, row), key=lambda row: (row.ok, -row.error))
+    return worse._replace(rungs=text), [pair for pair, its in ((here, row), (double, row64)) if not its.ok]
 
 
-def _by_differences(row, double, i, wide, in_float64, seed, kinks, called) -> Row:
+def _by_differences(row, double, i, wide, *, in_float64, seed, kinks, called) -> Row:
     """A leaf's row, judged by differences of the function, too."""
-    value_at, leaf = partial(wide.moves.at, i), wide.moves.leaf(i)
-    exact = double.want if wide.got is None else double.got
-    size = max(float(np.linalg.norm(g)) for g in (double.got, double.want))
-    agrees, _, text = differences(lambda v: lambda t: value_at(leaf + t * v), exact, size, seed, in_float64, wide.terms)
-    taylor = taylor_order(lambda t: value_at(leaf + t * random_direction(seed, leaf.shape)), exact, seed)
-    row = also(row, text, taylor)
+    at, leaf = partial(wide.moves.at, i), wide.moves.leaf(i)
+    gradient, other = (double.want, double.got) if wide.got is None else (double.got, double.want)
+    agrees, _, text = differences(at, leaf, [gradient, other], seed, in_float64, wide.terms)
+    row = also(row, text, taylor_order(at, leaf, gradient, seed))
     if not row.ok and agrees and wide.got is not None:
         but = f"but the differences of the function agree with it, not with {called}"
         return row._replace(fault=f"{row.fault}; {but}")
     if not row.ok or agrees is not False:
         return row
-    if kinks and along_entries(row.leaf, wide.moves, i, exact, seed, terms=wide.terms).ok:
+    if kinks and along_entries(row.leaf, wide.moves, i, gradient, seed, terms=wide.terms).ok:
         return at_kink(row)  # a kink that no single entry shows
-    fault = f"equals {called}, but not the differences of the function: has that its own derivative rule?"
-    return row._replace(ok=False, fault=fault)
+    said = "between the gradients around a kink" if row.at_kink else f"equals {called}"
+    fault = f"{said}, but not the differences of the function: has that its own derivative rule?"
+    return row._replace(ok=False, fault=fault, at_kink=False)

@@ -17,9 +17,10 @@ from funcnet.activations import Activation
 from funcnet.arguments import check_input, check_network, check_params, targets_and_shares
 from funcnet.mlp import backward, objective
 from funcnet.network import Network, Params
+from funcnet.testing.derivatives import in_words
 from funcnet.testing.kinks import JUDGED_AT_KINKS, judge_at_kinks, near_kinks, rows_of, slope_floors
 from funcnet.testing.ladder import FLOAT64_TOLERANCE, ROUNDING_FLOOR, judge
-from funcnet.testing.report import Report, Row, error_in_eps, name_of, verdict
+from funcnet.testing.report import Report, Row, error_in_eps, name_of, structure_rows, verdict
 from funcnet.testing.trees import as_arrays, cast_to, enable_x64, eps_of, quick_jit, whatever_the_numbers
 
 
@@ -65,6 +66,8 @@ def check_backward(
     by_hand = _hand_written(backward, network)
     settings = {"tolerance": _tolerance(len(params)), "seed": seed, "compute_dtype": network.compute_dtype}
 
+    if rows := structure_rows(by_hand(*args), params):
+        return Report(name_of(backward), rows)
     near = near_kinks(args, network)
     at_kink = np.asarray(np.concatenate(near, 1).any(1))
     floors = slope_floors(args, network)
@@ -83,7 +86,9 @@ def check_backward(
                 notes += more
             rows += judge_at_kinks(reference, by_hand, args, near, network)
     if not at_kink.all():
-        rows += _judge_behaviour(by_hand, rows_of(args, ~at_kink), network.compute_dtype, own=backward is mlp.backward)
+        clear, own = rows_of(args, ~at_kink), backward is mlp.backward
+        behaviour, more = _judge_behaviour(by_hand, clear, network.compute_dtype, own=own)
+        rows, notes = (*rows, *behaviour), (*notes, *more)
     if not all(row.ok for row in rows):
         notes += _suspects(by_hand, args, network)
     return Report(name_of(backward), rows, notes)
@@ -158,7 +163,7 @@ def save_case(
     return folder / "reproduce.py"
 
 
-def _judge_behaviour(by_hand, args, compute_dtype, *, own) -> tuple[Row, ...]:
+def _judge_behaviour(by_hand, args, compute_dtype, *, own) -> tuple[list[Row], tuple[str, ...]]:
     """The same bits again; in float64 the batch as the mean of its samples; and, unless `own`, the same without jit.
 
     Without jit each operation is a separate program, which takes seconds to compile; funcnet's tests do that for `own`.
@@ -168,24 +173,33 @@ def _judge_behaviour(by_hand, args, compute_dtype, *, own) -> tuple[Row, ...]:
     same = all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
     rows = [verdict("run again", (), same, "bit for bit", "other bits")]
     if compute_dtype is not None:
-        return tuple(rows)
+        return rows, ()
     with enable_x64(True):
         params, x, y, masks, w = cast_to(args, np.float64)
         batch = by_hand(params, x, y, masks, w)
         if not own:
             with jax.disable_jit():
                 rows.append(_worst_row("without jit", by_hand(params, x, y, masks, w), batch))
-        samples = _of_samples(by_hand, params, x, y, masks)
+        try:
+            samples, loop = _one_by_one(by_hand, params, x, y, masks)
+        except Exception as error:  # any error of a user's function that takes batches alone
+            return rows, (f"the samples one by one: not tried, {in_words(error)}",)
         share = np.full(len(x), 1 / len(x)) if w is None else np.asarray(w) / np.sum(w)
-        mean = [np.tensordot(share, g, 1) for g in as_arrays(samples)]
+        mean = [np.tensordot(share, g, 1) for g in samples]
         rows.append(_worst_row("mean of samples", mean, batch))
-        alone = [
-            jax.tree.map(lambda a, i=i: jax.device_put(np.asarray(a)[i]), (x, y, masks)) for i in range(min(len(x), 4))
-        ]
-        loop = [by_hand(params, *sample, None) for sample in alone]
-        stacked = [np.stack(leaves) for leaves in zip(*map(as_arrays, loop), strict=True)]
-        rows.append(_worst_row("vmap and loop", [g[:4] for g in as_arrays(samples)], stacked))
-    return tuple(rows)
+        rows.append(_worst_row("vmap and loop", [g[:4] for g in samples], loop))
+    return rows, ()
+
+
+def _one_by_one(by_hand, params, x, y, masks) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The gradient of each sample by `vmap`, and those of the first four without it."""
+
+    def alone(i):
+        sample = jax.tree.map(lambda a: jax.device_put(np.asarray(a)[i]), (x, y, masks))
+        return as_arrays(by_hand(params, *sample, None))
+
+    loop = [np.stack(leaves) for leaves in zip(*map(alone, range(min(len(x), 4))), strict=True)]
+    return as_arrays(_of_samples(by_hand, params, x, y, masks)), loop
 
 
 @partial(quick_jit, static_argnums=0)

@@ -86,6 +86,10 @@ def check_settings(order, stopped, accuracy, seed) -> None:
 
 def _check_value(fn, first, again) -> None:
     name, leaves = name_of(fn), jax.tree.leaves(first)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(first):
+        if np.iscomplexobj(leaf):
+            where = f"{name}(...){jax.tree_util.keystr(path)}"
+            raise ValueError(f"{where} has dtype {leaf.dtype}, expected a real one: return its parts as two arrays")
     if not any(map(is_floating, leaves)):
         kinds = ", ".join(str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves)
         raise ValueError(f"{name} returns {kinds or 'nothing'}, expected floating numbers: there is no derivative")

@@ -101,7 +101,7 @@ def at_kink(row) -> Row:
 def leaf_row(name, got, want, tolerance, eps, rungs) -> Row:
     """A row for a leaf against one reference."""
     error = error_in_eps(got, want, eps)
-    ok = error <= tolerance
+    ok = bool(error <= tolerance)
     return Row(name, want.shape, error, ok, rungs, "" if ok else fault_of(got, want, tolerance * eps, eps), eps)
 
 
@@ -113,15 +113,16 @@ def error_in_eps(got, want, eps) -> float:
         return math.inf
     worst = np.abs(got[finite] - want[finite]).max(initial=0.0)
     scale = eps * np.abs(want)[finite].max(initial=0.0)
-    return 0.0 if worst == 0 else worst / scale if scale else math.inf
+    return 0.0 if worst == 0 else float(worst / scale) if scale else math.inf
 
 
 def fault_of(got, want, allowed, eps) -> str:
     """The entry with the largest error, the two values there, how much is wrong, and a likely cause."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     off = np.where(np.isnan(got - want), np.inf, np.abs(got - want))
+    off = np.where((got == want) | (np.isnan(got) & np.isnan(want)), 0.0, off)  # infinities
     worst = np.unravel_index(off.argmax(), off.shape)
-    bad = (off > allowed * np.abs(want).max()).mean()
+    bad = (off > allowed * np.abs(want).max(initial=0.0, where=np.isfinite(want))).mean()
     cause = likely_cause(got, want, eps)
     values = f"{got[worst]:.8g}, expected {want[worst]:.8g}"
     return f"worst at {tuple(map(int, worst))}: {values}; {bad:.2%} of the entries are wrong{cause and f'; {cause}'}"
@@ -152,13 +153,13 @@ def where_it_starts(rows) -> tuple[str, ...]:
     return ()
 
 
-def structure_rows(got, want) -> tuple[Row, ...]:
+def structure_rows(got, want, names=None) -> tuple[Row, ...]:
     """Rows for differences in structure, shape or dtype, with which two trees cannot be compared; none if equal."""
     if jax.tree.structure(got) != jax.tree.structure(want):
         fault = f"the tree is {jax.tree.structure(got)}, expected {jax.tree.structure(want)}"
         return (verdict("tree", (), False, "", fault),)
     rows = []
-    for name, g, w in zip(leaf_names(want), jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    for name, g, w in zip(names or leaf_names(want), jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         if (jnp.shape(g), jnp.result_type(g)) != (jnp.shape(w), jnp.result_type(w)):
             fault = f"{jnp.result_type(g)} {jnp.shape(g)}, expected {jnp.result_type(w)} {jnp.shape(w)}"
             fault += ": transposed?" if jnp.shape(g) == jnp.shape(w)[::-1] != jnp.shape(w) else ""

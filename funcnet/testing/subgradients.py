@@ -9,7 +9,7 @@ must be between the smallest and the largest, and the vector must be in the plan
 import numpy as np
 
 PUSHES = 32
-BLOCK = 16  # entries that are pushed together; more, if there would be more than 32 blocks
+BLOCK = 64  # entries that are pushed together; more, if there would be more than 32 blocks
 KINK_SIZE = 1e-5  # relative to a slope: a smaller jump is not a kink
 
 
@@ -17,14 +17,14 @@ def is_subgradient(gradient_at, leaf, got, wrong, *, reach, accuracy, seed) -> b
     """Whether the entries of `got` that other measures call `wrong` are between the gradients around a kink.
 
     `gradient_at(moved, entries)` gives some entries (flat) of the function's gradient at a moved leaf. The length of a
-    push is `reach`, relative to the leaf's size; a gradient nearby, extrapolated to the point, is good to `accuracy`.
+    push is `reach`, relative to entries above 1; a gradient nearby, extrapolated to the point, is good to `accuracy`.
     """
     entries = np.arange(leaf.size) if leaf.size <= BLOCK else np.flatnonzero(wrong)  # a small leaf as one vector
     blocks = np.array_split(entries, min(32, -(-entries.size // BLOCK)))
-    reach = reach * max(1.0, float(np.abs(leaf).max()))
+    reach = reach * np.maximum(1.0, np.abs(leaf)).ravel()
     rng = np.random.default_rng(seed)
     got, wrong = got.ravel(), wrong.ravel()
-    return all(_is_between(gradient_at, leaf, got[b], wrong[b], b, reach, accuracy, rng) for b in blocks)
+    return all(_is_between(gradient_at, leaf, got[b], wrong[b], b, reach[b], accuracy, rng) for b in blocks)
 
 
 def _is_between(gradient_at, leaf, got, wrong, block, reach, accuracy, rng) -> bool:
