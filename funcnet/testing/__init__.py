@@ -14,7 +14,7 @@ one that grows with the size, accepts wrong gradients.
 1. `jax.grad` in the dtype of the arguments;
 2. `jax.grad` in float64, with the hand-written gradient also run in float64, even in a float32 process;
 3. sixth-order central differences of the function itself in float64, independent of autodiff, along each entry of a
-   small leaf and along random directions of a large one;
+   small leaf and along random directions of a large one, by steps of one size or relative to the entries;
 4. the order of the Taylor remainder, `|f(p + h v) - f(p) - h g.v| ~ h^2`: 2.00 for a correct gradient at any scale,
    over five halvings of h.
 
