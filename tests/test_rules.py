@@ -332,6 +332,65 @@ def test_entries_of_any_size(f, slope, point):
                 assert report.ok == ok, str(report)
 
 
+def entropy(p):
+    return -(p * jnp.log(p)).sum()
+
+
+@pytest.mark.parametrize(
+    ("f", "slope", "wrong", "x"),
+    [
+        (  # the smallest entry has the largest slope, which its own size hides beside the others
+            entropy,
+            lambda p: -jnp.log(p) - 1,
+            lambda p: -jnp.log(jnp.maximum(p, 1e-6)) - 1,
+            jnp.full(20, 0.05).at[0].set(1e-9),
+        ),
+        (
+            lambda x: 0.5 * (x[0] - 1e7 - 1) ** 2 + jnp.log(x[1]),
+            lambda x: jnp.stack([x[0] - 1e7 - 1, 1 / x[1]]),
+            lambda x: jnp.stack([x[0] - 1e7 - 1, -1 / x[1]]),
+            jnp.array([1e7, 1e-7]),
+        ),
+    ],
+)
+def test_small_entries_are_judged_beside_large_ones(f, slope, wrong, x):
+    for g, ok in ((slope, True), (wrong, False)):
+        report = check_vjp(rules.with_rule(f, lambda x: (f(x), x), lambda x, v, g=g: (v * g(x),)), x)
+        assert report.ok == ok, str(report)
+
+
+def test_nothing_is_accepted_because_rounding_drowns_it():
+    """At 1e-14 even steps relative to an entry are too rough."""
+    p = np.array([1e-14, 0.5, 0.5])
+    for first in (0.0, -31.0, 100.0):
+        wrong = lambda p, first=first: np.where(p > 1e-10, -(np.log(np.maximum(p, 1e-30)) + 1), first)  # noqa: E731
+        assert not testing.check_gradients(lambda p: -(p * np.log(p)).sum(), wrong, (p,)).ok
+    for small in (1e-14, 1e-10, 1e-8, 1e-6):
+        report = check_jvp(entropy, jnp.array([small, 0.5, 0.5]))
+        assert report.ok, str(report)
+
+
+def test_a_small_output_beside_a_large_one_is_judged():
+    def f(a, b):
+        return {"pressure": 1e5 * a, "strain": 1e-6 * jnp.sin(b)}
+
+    def backward(b, v):
+        return 1e5 * v["pressure"], -1e-6 * v["strain"] * jnp.cos(b)  # the sign
+
+    rule = rules.with_rule(f, lambda a, b: (f(a, b), b), backward)
+    report = check_vjp(rule, jnp.ones(1000), jnp.float32(1.0))
+    assert "cotangents of one 1: for output 1 at (): args[1]: " in str(report), str(report)
+
+
+@pytest.mark.parametrize(
+    "v_of", [lambda v: jnp.clip(v, -10, 10), lambda v: v / jnp.linalg.norm(v) * jnp.linalg.norm(v)]
+)
+def test_a_rule_that_is_linear_for_usual_cotangents_alone_is_noticed(v_of):
+    rule = rules.with_rule(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, v: (v_of(v) * jnp.cos(x),))
+    report = check_vjp(rule, jnp.arange(1.0, 4.0))
+    assert [row.leaf for row in report.rows if not row.ok] == ["linear in cotangents"], str(report)
+
+
 def test_one_kink_in_a_large_leaf():
     x = jax.random.normal(jax.random.key(0), (16, 32)).at[0, 0].set(0)
     for at_zero, elsewhere, ok in ((0.3, 1.0, True), (1.3, 1.0, False), (0.3, 1.1, False)):

@@ -98,12 +98,14 @@ def random_like(leaves, rng) -> list[np.ndarray]:
 
 
 def places(leaves, rng) -> list[tuple[int, tuple[int, ...]]]:
-    """A few entries of a list of arrays; none if there is only one."""
+    """A few entries of a list of arrays, some of each; none if there is only one."""
     sizes = np.array([np.size(leaf) for leaf in leaves])
     if sizes.sum() <= 1:
         return []
-    flat = rng.choice(sizes.sum(), min(SPARSE, sizes.sum()), replace=False)
     ends = sizes.cumsum()
+    one_each = [end - 1 - rng.integers(size) for end, size in zip(ends, sizes, strict=True) if size][: 2 * SPARSE]
+    more = rng.choice(sizes.sum(), min(SPARSE, sizes.sum()), replace=False)
+    flat = np.array([*dict.fromkeys([*one_each, *more])][: max(SPARSE, len(one_each))])
     js = np.searchsorted(ends, flat, side="right")
     offsets = flat - (ends - sizes)[js]
     return [

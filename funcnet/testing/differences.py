@@ -17,6 +17,7 @@ from funcnet.testing.subgradients import is_subgradient
 from funcnet.testing.trees import as_arrays, as_one_program, cast_to, enable_x64, eps_of, leaf_names, quick_jit
 
 DIFFERENCE_TOLERANCE = 1e-6  # relative; a sixth-order difference in float64 is accurate to 1e-9
+COARSELY = 1e-3  # relative: what is enough beside the edge of the domain, where steps are short
 CLEARLY = 1e4  # times the noise of a difference: a slope that is not 0
 MOVES_ALLOWED = 32.0  # times the change if each number moves by its eps: what rounding in a narrow dtype may cost
 SHOWN_BY_ENTRY = 4096  # the largest leaf for which a mistake is located by the difference of each entry
@@ -30,31 +31,32 @@ def differences(at, leaf, gradients, seed, accuracy=0.0, terms=1.0) -> tuple[boo
     `None` if none can tell. `gradients` is that one, and others that it may be as large as. The steps are the same for
     all entries; where these cannot tell, each is relative to its entry, which may be of any size.
     """
-    worst, judged, allowed = 0.0, 0, max(DIFFERENCE_TOLERANCE, accuracy)
-    if leaf.size <= 16:
+    worst, judged, sure, allowed = 0.0, 0, True, max(DIFFERENCE_TOLERANCE, accuracy)
+    each = leaf.size <= 16
+    if each:
         directions = np.eye(leaf.size).reshape(-1, *leaf.shape)
     else:
         directions = [random_direction(seed + k, leaf.shape) for k in range(3)]
+    norm = max(float(np.linalg.norm(g)) for g in gradients)
     for v in directions:
-        for sizes in (np.ones(leaf.shape), sizes_of(leaf)):
-            slope, noise = map(float, central_difference(lambda t, by=sizes * v: at(leaf + t * by), terms))
-            expected = float(np.sum(gradients[0] * sizes * v))
-            norm = max(float(np.linalg.norm(g * sizes)) for g in gradients)
-            scale = max(abs(expected), norm / math.sqrt(leaf.size), 1e-300)
-            if not norm and abs(slope) > CLEARLY * noise:  # a gradient of zero, but the function changes
-                scale, noise = abs(slope), 0.0
-            sizes_alike = (sizes == 1).all()  # if not, no slope may only be a step too small for a narrow dtype
-            if noise <= allowed * (scale if sizes_alike else abs(slope)) / 10:  # else the difference itself is in doubt
-                judged += 1
-                worst = max(worst, abs(slope - expected) / scale)
-                break
-            if not norm:
-                break
-    sure = judged == len(directions)
-    doubt = "" if sure else f" ({len(directions) - judged} of {len(directions)} noisy or at a kink)"
+        slope, noise = map(float, central_difference(lambda t, v=v: at(leaf + t * v), terms))
+        expected = float(np.sum(gradients[0] * v))
+        scale = max(abs(expected), norm / math.sqrt(leaf.size), 1e-300)
+        if not norm and abs(slope) > CLEARLY * noise:  # a gradient of zero, but the function changes
+            scale, noise = abs(slope), 0.0
+        if norm and not noise <= allowed * scale / 10:  # the difference itself is in doubt
+            by = sizes_of(leaf) * v
+            slope, noise = map(float, central_difference(lambda t, by=by: at(leaf + t * by), terms))
+            expected = float(np.sum(gradients[0] * by))
+            scale = max(abs(slope), 1e-300)  # no slope may only be a step too small for a narrow dtype
+            sure = sure and each  # some entries are lost beside others
+        if noise <= allowed * scale / 10:
+            judged += 1
+            worst = max(worst, abs(slope - expected) / scale)
+    doubt = f" ({len(directions) - judged} of {len(directions)} noisy or at a kink)" if judged < len(directions) else ""
     if not judged:
-        return None, sure, f"no differences{doubt}"
-    return bool(worst <= allowed), sure, f"differences {relative(worst)}{doubt}"
+        return None, False, f"no differences{doubt}"
+    return worst <= allowed, sure and not doubt, f"differences {relative(worst)}{doubt}"
 
 
 def sizes_of(leaf) -> np.ndarray:
@@ -73,7 +75,7 @@ def terms_of(f) -> float:
         return 1.0
     steps = np.arange(-4.0, 5.0)
     values = np.array([np.ravel(f(1e-9 * k)) for k in steps])
-    if not values.any():  # smaller moves than these are lost in the terms
+    if not values.any() or not np.isfinite(values).all():  # smaller moves than these are lost in the terms
         return 1.0
     line = np.stack([np.ones_like(steps), steps], 1)
     rounding = np.abs(values - line @ np.linalg.pinv(line) @ values).max()
@@ -261,10 +263,9 @@ def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE,
 
     If the directions cannot tell, as where an entry is at a kink, each entry does, but for the largest leaves.
     """
-    row, sure = _along(name, moves, i, gradient, seed, accuracy, terms, each=moves.leaf(i).size <= ENTRY_BY_ENTRY)
-    if not sure and ENTRY_BY_ENTRY < moves.leaf(i).size <= SHOWN_BY_ENTRY:
-        row, _ = _along(name, moves, i, gradient, seed, accuracy, terms, each=True)
-    return row
+    size, arguments = moves.leaf(i).size, (name, moves, i, gradient, seed, accuracy, terms)
+    row, sure = _along(*arguments, each=size <= ENTRY_BY_ENTRY)
+    return row if sure or not ENTRY_BY_ENTRY < size <= SHOWN_BY_ENTRY else _along(*arguments, each=True)[0]
 
 
 def _along(name, moves, i, gradient, seed, accuracy, terms, *, each) -> tuple[Row, bool]:
@@ -279,14 +280,15 @@ def _along(name, moves, i, gradient, seed, accuracy, terms, *, each) -> tuple[Ro
         slopes, noise = np.array([central_difference(lambda t, v=v: at(leaf + t * v), terms) for v in directions]).T
         used = 1.0
     size = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slopes, expected))
-    unsure = noise > np.maximum(accuracy * size, 1e-11 * max(terms, abs(at(leaf))) / used)
+    precise = noise <= np.maximum(accuracy * size, np.where(used < 1, COARSELY * size, 0.0))
+    unsure = ~precise & ~(noise <= 1e-11 * max(terms, abs(at(leaf))) / np.maximum(used, 1.0))
     off = ~(np.abs(slopes - expected) <= np.maximum(accuracy * size, 10 * noise)) & ~np.isnan(slopes)
     off |= ~np.isfinite(expected)
     worst = np.abs(slopes - expected).max(initial=0.0, where=~np.isnan(slopes))
     rungs = f"differences alone, {relative(worst / (size or 1.0))}"
     row = Row(name, leaf.shape, error_in_eps(expected, slopes, double_eps), True, rungs, eps=double_eps)
     if not (off | unsure if each else off & ~unsure).any() and unsure.mean() <= 0.5:  # some random directions can tell
-        return row, True
+        return row, each or precise.mean() > 0.5
     gradient_at = partial(_gradient_at, at)
     settings = {"reach": 1e-3, "accuracy": 1e-5, "seed": seed}
     smooth = each and not unsure.any() and _is_linear(at, leaf, slopes, size, seed)
@@ -299,7 +301,7 @@ def _along(name, moves, i, gradient, seed, accuracy, terms, *, each) -> tuple[Ro
         why = "leaves the domain" if np.isnan(slopes[worst]) else why
         fault = f"cannot be judged: the difference {where} {why}"
         return row._replace(error=math.inf, ok=False, fault=fault), False
-    sure = not unsure.any()
+    sure = each or not unsure.any()
     if leaf.size <= SHOWN_BY_ENTRY:  # to say where it is wrong, and how
         slopes = slopes if each else _short_differences(moves.each_entry(i))
         return row._replace(ok=False, fault=fault_of(gradient, slopes.reshape(leaf.shape), accuracy, double_eps)), sure
@@ -315,7 +317,8 @@ def slopes_by(values, sizes, expected, accuracy, terms) -> tuple[np.ndarray, np.
     if not (doubt := ~(noise <= accuracy * largest)).any():
         return slopes, noise, np.ones_like(slopes)
     again, its_noise = central_difference(partial(values, size=sizes), terms)
-    better = doubt & ((its_noise <= accuracy * np.abs(again)) | (np.isinf(noise) & np.isfinite(its_noise)))
+    outside = np.isinf(noise) & (its_noise <= COARSELY * largest * sizes)
+    better = doubt & ((its_noise <= accuracy * np.abs(again)) | outside)
     used = np.where(better, sizes, 1.0)
     return np.where(better, again / used, slopes), np.where(better, its_noise / used, noise), used
 

@@ -134,18 +134,19 @@ def _by_slopes(name, at, nearest, got64, terms, accuracy) -> list[Row]:
     eps = eps_of(np.float64)
     rows = []
     for j, got in enumerate(got64):
-        slope, noise, _ = slopes_by(lambda t, size, j=j: at(t * size, j), nearest, got, accuracy, terms[j])
-        here, finite = at(0.0, j), np.isfinite(slope)
-        size = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slope, got))
+        slope, noise, used = slopes_by(lambda t, size, j=j: at(t * size, j), nearest, got, accuracy, terms[j])
+        here, size = at(0.0, j), max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slope, got))
         scale = max(terms[j], np.abs(here).max(initial=0.0))
         h, doubt = 1e-7 * max(1.0, scale) ** 0.5, ~(noise <= accuracy * size)  # near a kink: between the two sides
         sides = (here - at(-h, j)) / h, (at(h, j) - here) / h
         slack = 1e-5 * size + 8 * eps * scale / h
         low, high = np.minimum(*sides) - slack, np.maximum(*sides) + slack
+        low, high = (np.where(used == 1, side, slope + sign * 10 * noise) for side, sign in ((low, -1), (high, 1)))
+        finite = np.isfinite(low) & np.isfinite(high)
         low, high = np.where(finite, low, -np.inf), np.where(finite, high, np.inf)  # at the edge of the domain
         want = np.where(doubt, np.clip(got, low, high), slope)
         row = leaf_row(name, got, want, accuracy / eps, eps, "")
-        said = ("between the sides of a kink", doubt & finite), ("not judged: a step leaves the domain", ~finite)
-        rungs = [f" ({where.sum()} {what})" for what, where in said if where.any()]
+        said = {"between the sides of a kink": doubt & finite, "not judged: a step leaves the domain": doubt & ~finite}
+        rungs = [f" ({where.sum()} {what})" for what, where in said.items() if where.any()]
         rows.append(row._replace(rungs=f"differences {relative(row.error * eps)}{''.join(rungs)}"))
     return rows
