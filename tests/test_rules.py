@@ -96,8 +96,9 @@ def test_without_a_reference_differences_name_the_cause_too():
         (["square", "product", "bell", "square"], "float32", False, 3),  # a factor underflows
         (["product", "product", "tanh"], "float32", False, 0),  # one output is saturated
         (["bias", "relu", "logistic", "relu"], "bfloat16", True, 8997),  # a tie stays one where all is scaled
+        (["row norm", "bias", "relu", "tanh"], "float64", False, 4461),  # a gradient of zero, 0.003 beside a kink
     ],
-    ids=["underflow", "saturated", "tie"],
+    ids=["underflow", "saturated", "tie", "beside a kink"],
 )
 def test_what_was_rejected_by_mistake_passes(case):
     report = random_rules.check(*case)

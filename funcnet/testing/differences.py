@@ -281,7 +281,8 @@ def _along(name, moves, i, gradient, seed, accuracy, terms, *, each) -> tuple[Ro
         used = 1.0
     size = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slopes, expected))
     precise = noise <= np.maximum(accuracy * size, np.where(used < 1, COARSELY * size, 0.0))
-    unsure = ~precise & ~(noise <= 1e-11 * max(terms, abs(at(leaf))) / np.maximum(used, 1.0))
+    drowned = np.where((slopes == 0) & (expected == 0), 1e-8, 1e-11)  # if nothing changes, steps may have been short
+    unsure = ~precise & ~(noise <= drowned * max(terms, abs(at(leaf))) / np.maximum(used, 1.0))
     off = ~(np.abs(slopes - expected) <= np.maximum(accuracy * size, 10 * noise)) & ~np.isnan(slopes)
     off |= ~np.isfinite(expected)
     worst = np.abs(slopes - expected).max(initial=0.0, where=~np.isnan(slopes))
