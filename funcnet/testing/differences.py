@@ -270,45 +270,47 @@ def along_entries(name, moves, i, gradient, seed, accuracy=DIFFERENCE_TOLERANCE,
 
 def _along(name, moves, i, gradient, seed, accuracy, terms, *, each) -> tuple[Row, bool]:
     """The row along each entry or random directions, and whether they can tell."""
-    leaf, at, double_eps = moves.leaf(i), partial(moves.at, i), eps_of(np.float64)
+    leaf, at = moves.leaf(i), partial(moves.at, i)
     if each:
         expected = gradient.ravel()
         slopes, noise, used = slopes_by(moves.each_entry(i), sizes_of(leaf).ravel(), expected, accuracy, terms)
     else:
         directions = [random_direction(seed + k, leaf.shape) for k in range(8)]
-        expected = np.array([np.sum(gradient * v) for v in directions])
+        expected, used = np.array([np.sum(gradient * v) for v in directions]), 1.0
         slopes, noise = np.array([central_difference(lambda t, v=v: at(leaf + t * v), terms) for v in directions]).T
-        used = 1.0
     size = max(np.abs(a).max(initial=0.0, where=np.isfinite(a)) for a in (slopes, expected))
     precise = noise <= np.maximum(accuracy * size, np.where(used < 1, COARSELY * size, 0.0))
     drowned = np.where((slopes == 0) & (expected == 0), 1e-8, 1e-11)  # if nothing changes, steps may have been short
     unsure = ~precise & ~(noise <= drowned * max(terms, abs(at(leaf))) / np.maximum(used, 1.0))
     off = ~(np.abs(slopes - expected) <= np.maximum(accuracy * size, 10 * noise)) & ~np.isnan(slopes)
     off |= ~np.isfinite(expected)
-    worst = np.abs(slopes - expected).max(initial=0.0, where=~np.isnan(slopes))
+    worst, double_eps = np.abs(slopes - expected).max(initial=0.0, where=~np.isnan(slopes)), eps_of(np.float64)
     rungs = f"differences alone, {relative(worst / (size or 1.0))}"
     row = Row(name, leaf.shape, error_in_eps(expected, slopes, double_eps), True, rungs, eps=double_eps)
     if not (off | unsure if each else off & ~unsure).any() and unsure.mean() <= 0.5:  # some random directions can tell
         return row, each or precise.mean() > 0.5
-    gradient_at = partial(_gradient_at, at)
-    settings = {"reach": 1e-3, "accuracy": 1e-5, "seed": seed}
     smooth = each and not unsure.any() and _is_linear(at, leaf, slopes, size, seed)
-    if each and not smooth and is_subgradient(gradient_at, leaf, gradient, off | unsure, **settings):
+    settings = {"reach": 1e-3, "accuracy": 1e-5, "seed": seed}
+    if each and not smooth and is_subgradient(partial(_gradient_at, at), leaf, gradient, off | unsure, **settings):
         return at_kink(row), True
     if not off.any():
-        worst = int(np.argmax(noise))
-        where = f"at {tuple(map(int, np.unravel_index(worst, leaf.shape)))}" if each else f"along direction {worst}"
-        why = f"is good to {noise[worst]:.0e} only, or there is a kink"
-        why = "leaves the domain" if np.isnan(slopes[worst]) else why
-        fault = f"cannot be judged: the difference {where} {why}"
+        fault = _in_doubt(leaf, slopes, noise, each)
         return row._replace(error=math.inf, ok=False, fault=fault), False
-    sure = each or not unsure.any()
     if leaf.size <= SHOWN_BY_ENTRY:  # to say where it is wrong, and how
         slopes = slopes if each else _short_differences(moves.each_entry(i))
-        return row._replace(ok=False, fault=fault_of(gradient, slopes.reshape(leaf.shape), accuracy, double_eps)), sure
-    worst = int(np.argmax(np.where(off, np.abs(slopes - expected), -1.0)))
-    values = f"{expected[worst]:.8g}, the difference is {slopes[worst]:.8g}"
-    return row._replace(ok=False, fault=f"worst along direction {worst}: {values}"), sure
+        fault = fault_of(gradient, slopes.reshape(leaf.shape), accuracy, double_eps)
+    else:
+        worst = int(np.argmax(np.where(off, np.abs(slopes - expected), -1.0)))
+        fault = f"worst along direction {worst}: {expected[worst]:.8g}, the difference is {slopes[worst]:.8g}"
+    return row._replace(ok=False, fault=fault), each or not unsure.any()
+
+
+def _in_doubt(leaf, slopes, noise, each) -> str:
+    """What a report says if differences cannot tell."""
+    worst = int(np.argmax(noise))
+    where = f"at {tuple(map(int, np.unravel_index(worst, leaf.shape)))}" if each else f"along direction {worst}"
+    why = f"is good to {noise[worst]:.0e} only, or there is a kink"
+    return f"cannot be judged: the difference {where} {'leaves the domain' if np.isnan(slopes[worst]) else why}"
 
 
 def slopes_by(values, sizes, expected, accuracy, terms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
